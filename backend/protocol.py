@@ -1,0 +1,272 @@
+"""What Blender and the backend agree on: the job folder, the messages, the version.
+
+The one module that both sides import, so it needs the standard library and numpy only.
+
+Spaces
+------
+*World space* is Blender's: z up, right handed, the front of an object looks along -y.
+*Subject space* is the reference model's: the object's bounding box is centred at the origin, its half diagonal is
+`SUBJECT_RADIUS`, z is up, and the object's front looks along +x, where the camera of azimuth 0 stands.
+`Subject.to_world` maps subject space to world space. Everything in a job folder is in subject space except
+`Motion.offsets`, which are in world units and axes, so that they can be used without it.
+
+Cameras are OpenGL ones (x right, y up, looking along -z), given as camera-to-world matrices `c2w`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+PROTOCOL_VERSION = 1  # both sides must have the same; there is no negotiation
+
+SUBJECT_RADIUS = 0.75  # half diagonal of the bounding box in subject space: leaves room in the picture for motion
+CAMERA_DISTANCE = 3.0  # the reference's reconstruction cameras
+CAMERA_FOVY = 40.0  # degrees; images are square
+CAMERA_ELEVATION = 15.0  # degrees
+VIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # degrees; 0 looks at the front
+POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding box in position-coded views
+
+STAGES = ("capture", "video", "matte", "splats", "motion", "bake")
+ERROR_KINDS = ("bad_input", "missing_weights", "out_of_memory", "cancelled", "internal")
+
+
+class UserError(Exception):
+    """Something a user can mend. `message` is one plain sentence, `hint` says what to do next."""
+
+    def __init__(self, message: str, hint: str = "", kind: str = "bad_input") -> None:
+        if kind not in ERROR_KINDS:
+            raise ValueError(f"unknown error kind {kind!r}")
+        super().__init__(message)
+        self.message, self.hint, self.kind = message, hint, kind
+
+
+def orbit_c2w(azimuth: float, elevation: float, distance: float = CAMERA_DISTANCE) -> np.ndarray:
+    """Camera-to-world matrix [4, 4] float64 of a camera that looks at the origin; angles in degrees.
+
+    Azimuth runs from +x towards +y; the columns are (right, up, -look direction, position).
+    """
+    a, e = math.radians(azimuth), math.radians(elevation)
+    back = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
+    right = np.array([-math.sin(a), math.cos(a), 0.0])  # well defined at the poles too
+    c2w = np.eye(4)
+    c2w[:3, 0], c2w[:3, 1], c2w[:3, 2], c2w[:3, 3] = right, np.cross(back, right), back, distance * back
+    return c2w
+
+
+def condition_cameras() -> np.ndarray:
+    """The four cameras of the multi-view video, [4, 4, 4] float64."""
+    return np.stack([orbit_c2w(azimuth, CAMERA_ELEVATION) for azimuth in VIEW_AZIMUTHS])
+
+
+def subject_to_world(vertices: np.ndarray) -> np.ndarray:
+    """The matrix [4, 4] float64 that takes subject space to the world space of `vertices` [V, 3].
+
+    Raises `UserError` where the vertices have no extent.
+    """
+    low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
+    radius = 0.5 * float(np.linalg.norm(high - low))
+    if not math.isfinite(radius) or radius <= 0.0:
+        raise UserError("The object has no size: all its vertices are at one point.", "Select an object with faces.")
+    to_world = np.eye(4)
+    # Subject +x is the world's -y (the front), subject +y the world's +x.
+    to_world[:3, :3] = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) * (radius / SUBJECT_RADIUS)
+    to_world[:3, 3] = 0.5 * (low + high)
+    return to_world
+
+
+def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points [..., 3] through an affine matrix [4, 4], in float64."""
+    return np.asarray(points, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def position_code(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Flat colours [..., 3] in 0..1 that name each rest position [..., 3] inside the box `low`..`high` [3].
+
+    Used with no colour management. An axis along which the box is flat gets the middle of the range.
+    """
+    a, b = POSITION_CODE_RANGE
+    extent = np.asarray(high, np.float64) - low
+    safe = np.where(extent > 0, extent, 1.0)
+    unit = np.where(extent > 0, (np.asarray(points, np.float64) - low) / safe, 0.5)
+    return a + (b - a) * np.clip(unit, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What the user asked for; `job.json`."""
+
+    prompt: str
+    preset: str = "draft"  # draft | standard | paper
+    seed: int = 0
+    frames: int = 16
+    device: str = "auto"  # auto | cpu | cuda | mps
+    weights: str = "starter"  # starter | animate3d | a folder
+    low_memory: bool = False
+    protocol: int = PROTOCOL_VERSION
+
+    def save(self, job: Path) -> None:
+        write_json(Path(job) / "job.json", asdict(self))
+
+    @classmethod
+    def load(cls, job: Path) -> JobSettings:
+        data = read_json(Path(job) / "job.json")
+        if data.get("protocol") != PROTOCOL_VERSION:
+            raise UserError(
+                f"This job folder was written by another version (protocol {data.get('protocol')}, "
+                f"this one is {PROTOCOL_VERSION}).",
+                "Start the job again.",
+            )
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What capture found; `subject/`. Images are PNG files beside it, 8-bit RGBA, straight alpha, sRGB.
+
+    condition_0..3.png   the four condition views in true colours
+    position_0..3.png    the same views, position coded (`position_code` of the rest position, raw values, no sRGB curve)
+    appearance_00...png  the ring of appearance views in true colours
+    """
+
+    vertices: np.ndarray  # [V, 3] float32, subject space; all objects joined
+    faces: np.ndarray  # [T, 3] int32, triangles
+    weld: np.ndarray  # [V] int32: index into the distinct positions, 0..U-1
+    to_world: np.ndarray  # [4, 4] float64, subject space to world space
+    object_names: tuple[str, ...]  # in the order in which they were joined
+    object_counts: tuple[int, ...]  # vertices of each
+    condition_c2w: np.ndarray  # [4, 4, 4] float64
+    appearance_c2w: np.ndarray  # [K, 4, 4] float64
+    condition_size: int  # pixels, square
+    appearance_size: int
+    fovy: float = CAMERA_FOVY  # degrees
+
+    def save(self, job: Path) -> None:
+        folder = Path(job) / "subject"
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: getattr(self, name) for name in self._ARRAYS}
+        write_npz(folder / "mesh.npz", **arrays)
+        # Written last: its presence says that the stage is complete.
+        write_json(folder / "subject.json", {name: getattr(self, name) for name in self._PLAIN})
+
+    @classmethod
+    def load(cls, job: Path) -> Subject:
+        folder = Path(job) / "subject"
+        plain = read_json(folder / "subject.json")
+        for name in ("object_names", "object_counts"):
+            plain[name] = tuple(plain[name])
+        return cls(**read_npz(folder / "mesh.npz", cls._ARRAYS), **plain)
+
+    @property
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two corners of the rest bounding box, [3] each, in subject space: what position codes refer to."""
+        return self.vertices.min(axis=0), self.vertices.max(axis=0)
+
+    @staticmethod
+    def image_path(job: Path, kind: str, index: int) -> Path:
+        """Where an image lies; `kind` is condition, position or appearance."""
+        number = f"{index:02d}" if kind == "appearance" else str(index)
+        return Path(job) / "subject" / f"{kind}_{number}.png"
+
+    _ARRAYS = ("vertices", "faces", "weld", "to_world", "condition_c2w", "appearance_c2w")
+    _PLAIN = ("object_names", "object_counts", "condition_size", "appearance_size", "fovy")
+
+
+@dataclass(frozen=True)
+class Video:
+    """The generated multi-view video; `video/video.npz`."""
+
+    frames: np.ndarray  # [4, F, H, W, C] uint8; C = 3 on grey 0.5, or C = 4 straight alpha
+    appearance: str  # color | position: what the colours mean
+
+    def save(self, job: Path) -> None:
+        write_npz(Path(job) / "video" / "video.npz", frames=self.frames, appearance=np.array(self.appearance))
+
+    @classmethod
+    def load(cls, job: Path) -> Video:
+        data = read_npz(Path(job) / "video" / "video.npz", ("frames", "appearance"))
+        return cls(data["frames"], str(data["appearance"]))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The result; `motion.npz`. Frame 0 is the rest pose: its offsets are exactly zero."""
+
+    offsets: np.ndarray  # [F, V, 3] float32, world units and axes, per vertex of the subject
+
+    def save(self, job: Path) -> None:
+        write_npz(Path(job) / "motion.npz", offsets=self.offsets)
+
+    @classmethod
+    def load(cls, job: Path) -> Motion:
+        return cls(**read_npz(Path(job) / "motion.npz", ("offsets",)))
+
+
+@dataclass
+class Report:
+    """`REPORT.json`: numbers and names, no prose."""
+
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage
+    peak_memory_gb: dict[str, float] = field(default_factory=dict)  # per stage
+    device: str = ""
+    seed: int = 0
+    settings: dict = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        write_json(Path(path), asdict(self))
+
+
+def encode_message(kind: str, **content: object) -> str:
+    """One message as one line of JSON, newline included."""
+    return json.dumps({"type": kind, **content}, ensure_ascii=True) + "\n"
+
+
+def decode_message(line: str) -> dict | None:
+    """The message in a line, or None where a library printed something that is no message."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("type"), str) else None
+
+
+def write_json(path: Path, data: dict) -> None:
+    """Writes whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"The job folder has no {path.name}.", "Start the job again.") from None
+    except (ValueError, OSError):
+        raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.") from None
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(part, path)
+
+
+def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"The job folder has no {path.name}.", "Start the job again.") from None
+    except (ValueError, KeyError, OSError, EOFError):
+        raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.") from None

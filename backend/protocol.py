@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -268,5 +269,5 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             return {name: data[name] for name in names}
     except FileNotFoundError:
         raise UserError(f"The job folder has no {path.name}.", "Start the job again.") from None
-    except (ValueError, KeyError, OSError, EOFError):
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
         raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.") from None

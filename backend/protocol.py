@@ -10,6 +10,24 @@ Spaces
 `Subject.to_world` maps subject space to world space. Everything in a job folder is in subject space except
 `Motion.offsets`, which are in world units and axes, so that they can be used without it.
 
+Messages
+--------
+Lines of JSON, each an object with a "type". One job at a time.
+
+    to the backend      check {settings}     are the weights there, and do they know the motion? -> checked | error
+                        run {job}            -> progress*, notice*, preview, then done | error
+                        cancel {}            ends the running job with an error of the kind "cancelled"
+                        memory {}            -> memory
+                        quit {}              (and the end of stdin) ends the process
+    from the backend    hello {protocol, device, device_name, free_memory_gb, versions, pid}   first, or error
+                        checked {appearance}                  color | position: what the model animates
+                        progress {job, stage, step, steps}    step 0 when a stage starts, step == steps when it is done
+                        notice {job, message}                 something to tell the user, no failure
+                        preview {job, path}                   a .gif of the generated video
+                        done {job, report}
+                        error {job, kind, message, hint, log}
+                        memory {peak_gb}      both processes together, since it was last asked or a stage ended
+
 Cameras are OpenGL ones (x right, y up, looking along -z), given as camera-to-world matrices `c2w`.
 """
 
@@ -18,7 +36,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +46,7 @@ import numpy as np
 
 PROTOCOL_VERSION = 1  # both sides must have the same; there is no negotiation
 
-SUBJECT_RADIUS = 0.75  # half diagonal of the bounding box in subject space: leaves room in the picture for motion
+SUBJECT_RADIUS = 0.85  # half diagonal of the bounding box in subject space: leaves room in the picture for motion
 CAMERA_DISTANCE = 3.0  # the reference's reconstruction cameras
 CAMERA_FOVY = 40.0  # degrees; images are square
 CAMERA_ELEVATION = 15.0  # degrees
@@ -34,6 +54,11 @@ VIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # degrees; 0 looks at the front
 POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding box in position-coded views
 
 STAGES = ("capture", "video", "matte", "splats", "motion", "bake")
+PRESETS = ("draft", "standard", "paper")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MAX_PROMPT = 500  # characters; the models read about 77 tokens
+MIN_FRAMES, MAX_FRAMES = 2, 32  # the models' time tables end at 32
+MAX_SEED = 2**63 - 1
 ERROR_KINDS = ("bad_input", "missing_weights", "out_of_memory", "cancelled", "internal")
 
 
@@ -98,9 +123,22 @@ def position_code(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.n
     return a + (b - a) * np.clip(unit, 0.0, 1.0)
 
 
+def clean_prompt(prompt: str) -> str:
+    """The prompt on one line without control characters; raises `UserError` where it is empty or too long."""
+    words = "".join(c if c.isprintable() else " " for c in prompt).split()
+    if not words:
+        raise UserError("The prompt is empty.", 'Say what shall move and how, for example "a cactus is swaying".')
+    text = " ".join(words)
+    if len(text) > MAX_PROMPT:
+        raise UserError(
+            f"The prompt is {len(text)} characters long, but {MAX_PROMPT} is the limit.", "Say it in one sentence."
+        )
+    return text
+
+
 @dataclass(frozen=True)
 class JobSettings:
-    """What the user asked for; `job.json`."""
+    """What the user asked for; `job.json`. Raises `UserError` where a value makes no sense."""
 
     prompt: str
     preset: str = "draft"  # draft | standard | paper
@@ -110,6 +148,20 @@ class JobSettings:
     weights: str = "starter"  # starter | animate3d | a folder
     low_memory: bool = False
     protocol: int = PROTOCOL_VERSION
+
+    def __post_init__(self) -> None:
+        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str), ("low_memory", bool)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise UserError(f"The setting {name} is not a value of the right kind.", "Start the job again.")
+        for name, choices in (("preset", PRESETS), ("device", DEVICES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"The {name} is none of {', '.join(choices)}.", f"Choose another {name}.")
+        if not MIN_FRAMES <= self.frames <= MAX_FRAMES:
+            raise UserError(f"{self.frames} frames can't be made.", f"Ask for {MIN_FRAMES} to {MAX_FRAMES} frames.")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError("The seed is out of range.", "Choose a seed between 0 and 2^63 - 1.")
+        object.__setattr__(self, "prompt", clean_prompt(self.prompt))
 
     def save(self, job: Path) -> None:
         write_json(Path(job) / "job.json", asdict(self))
@@ -123,7 +175,15 @@ class JobSettings:
                 f"this one is {PROTOCOL_VERSION}).",
                 "Start the job again.",
             )
-        return cls(**data)
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> JobSettings:
+        """Raises `UserError` where the keys or values are not those of settings."""
+        try:
+            return cls(**data)
+        except TypeError:
+            raise UserError("The settings of this job can't be read.", "Start the job again.") from None
 
 
 @dataclass(frozen=True)
@@ -131,7 +191,7 @@ class Subject:
     """What capture found; `subject/`. Images are PNG files beside it, 8-bit RGBA, straight alpha, sRGB.
 
     condition_0..3.png   the four condition views in true colours
-    position_0..3.png    the same views, position coded (`position_code` of the rest position, raw values, no sRGB curve)
+    position_0..3.png    the same views, position coded (`position_code` of the rest position, no sRGB curve)
     appearance_00...png  the ring of appearance views in true colours
     """
 
@@ -159,9 +219,36 @@ class Subject:
     def load(cls, job: Path) -> Subject:
         folder = Path(job) / "subject"
         plain = read_json(folder / "subject.json")
-        for name in ("object_names", "object_counts"):
-            plain[name] = tuple(plain[name])
-        return cls(**read_npz(folder / "mesh.npz", cls._ARRAYS), **plain)
+        try:
+            plain = {name: plain[name] for name in cls._PLAIN}
+            for name in ("object_names", "object_counts"):
+                plain[name] = tuple(plain[name])
+            subject = cls(**read_npz(folder / "mesh.npz", cls._ARRAYS), **plain)
+            fits = subject._fits_together()
+        except (KeyError, TypeError, ValueError, IndexError):
+            fits = False
+        if not fits:
+            raise UserError("The captured object in the job folder is damaged.", "Start the job again.")
+        return subject
+
+    def _fits_together(self) -> bool:
+        count = len(self.vertices)
+        return bool(
+            count > 0
+            and self.vertices.shape == (count, 3)
+            and np.isfinite(self.vertices).all()
+            and self.faces.ndim == 2
+            and self.faces.shape[1] == 3
+            and (self.faces.size == 0 or (self.faces.min() >= 0 and self.faces.max() < count))
+            and self.weld.shape == (count,)
+            and self.weld.min() >= 0
+            and self.weld.max() < count
+            and sum(self.object_counts) == count
+            and len(self.object_names) == len(self.object_counts)
+            and self.to_world.shape == (4, 4)
+            and self.condition_c2w.shape == (4, 4, 4)
+            and self.appearance_c2w.shape[1:] == (4, 4)
+        )
 
     @property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +300,8 @@ class Report:
     """`REPORT.json`: numbers and names, no prose."""
 
     seconds: dict[str, float] = field(default_factory=dict)  # per stage
-    peak_memory_gb: dict[str, float] = field(default_factory=dict)  # per stage
+    peak_memory_gb: dict[str, float] = field(default_factory=dict)  # per stage; all processes together
+    peak_gpu_memory_gb: dict[str, float] = field(default_factory=dict)  # per stage; empty without a GPU
     device: str = ""
     seed: int = 0
     settings: dict = field(default_factory=dict)
@@ -232,7 +320,7 @@ def decode_message(line: str) -> dict | None:
     """The message in a line, or None where a library printed something that is no message."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) and isinstance(message.get("type"), str) else None
 
@@ -246,12 +334,16 @@ def write_json(path: Path, data: dict) -> None:
 
 
 def read_json(path: Path) -> dict:
+    """Raises `UserError` where the file is missing or holds no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"The job folder has no {path.name}.", "Start the job again.") from None
-    except (ValueError, OSError):
-        raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.") from None
+    except (ValueError, OSError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.")
+    return data
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -263,11 +355,17 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     os.replace(part, path)
 
 
+# What numpy and zipfile raise for files that were cut short, changed, or made to do harm.
+_BAD_NPZ = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, SyntaxError,
+            MemoryError, NotImplementedError, RuntimeError, TypeError)  # fmt: skip
+
+
 def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays by name; never unpickles. Raises `UserError` where the file is missing, damaged or lacks a name."""
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in names}
     except FileNotFoundError:
         raise UserError(f"The job folder has no {path.name}.", "Start the job again.") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except _BAD_NPZ:
         raise UserError(f"The file {path.name} in the job folder can't be read.", "Start the job again.") from None

@@ -1,0 +1,231 @@
+"""Starts, feeds, watches and ends the backend process. No bpy in it.
+
+The interface polls it from a timer, batch mode waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .shared import protocol
+
+HELLO_SECONDS = 300.0  # a cold import of torch from a slow disk takes minutes
+PATIENCE = 5.0  # seconds from asking to terminating, and from terminating to killing
+SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds `backend`
+
+
+class BackendDied(protocol.UserError):
+    """The process ended without being asked to."""
+
+    def __init__(self, code: int | None, log: Path) -> None:
+        super().__init__(f"The backend stopped unexpectedly (exit code {code}).", f"Its log is {log}.", kind="internal")
+
+
+def find_python(in_blender: bool) -> str:
+    """The Python that has torch: `ANIMATE3D_PYTHON`, or this one where bpy is a package in it.
+
+    Args:
+        in_blender: this is Blender's own Python, which never has torch.
+
+    Raises:
+        UserError: none is set up.
+    """
+    chosen = os.environ.get("ANIMATE3D_PYTHON", "")
+    if chosen:
+        if not Path(chosen).is_file():
+            raise protocol.UserError(f"ANIMATE3D_PYTHON names {chosen}, which is no file.", "Correct or remove it.")
+        return chosen
+    if in_blender:
+        raise protocol.UserError(
+            "The backend's Python environment is not set up.",
+            "Set the environment variable ANIMATE3D_PYTHON to a Python that has PyTorch.",
+        )
+    return sys.executable
+
+
+def command(python: str) -> list[str]:
+    """`-P` keeps the current folder, which may hold anything, out of the backend's imports."""
+    return [python, "-P", "-u", "-m", "backend", "serve"]
+
+
+class BackendProcess:
+    """One backend. `start` it, `send` messages, `poll` (or `wait`) for answers, `close` it.
+
+    Nothing here blocks but `wait` and `close`. `poll` and `wait` raise `BackendDied` where the process has gone, and
+    carry a `cancel` further: after `PATIENCE` seconds without an answer to terminate, and then to kill.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self.log = Path(log)
+        self.hello: dict | None = None
+        self._inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
+        self._running = False
+        self._cancelled_at: float | None = None
+        self._process = _spawn(arguments, self.log)
+        threading.Thread(target=self._read, name="backend stdout", daemon=True).start()
+
+    @classmethod
+    def start(cls, python: str, log: Path) -> BackendProcess:
+        """Starts the backend; `wait_hello` (or the first polled message) says whether it is usable."""
+        return cls(command(python), log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_hello(self, seconds: float = HELLO_SECONDS) -> dict:
+        """Waits for the handshake; raises `UserError` where the backend does not fit or does not answer."""
+        deadline = time.monotonic() + seconds
+        while self.hello is None:
+            message = self.wait(max(0.0, deadline - time.monotonic()))
+            if message is None:
+                self.close()
+                raise protocol.UserError("The backend does not answer.", f"Its log is {self.log}.", kind="internal")
+            if message["type"] == "error":
+                self.close()
+                raise to_error(message)
+        return self.hello
+
+    def send(self, kind: str, **content: object) -> None:
+        """Sends one message; raises `BackendDied` where nobody is there to read it."""
+        self._running = self._running or kind == "run"
+        try:
+            self._process.stdin.write(protocol.encode_message(kind, **content).encode("ascii"))
+            self._process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+
+    def cancel(self) -> None:
+        """Asks the running job, if any, to end; what it does not do by itself, `poll` and `wait` will."""
+        if self._running and self._cancelled_at is None:
+            self._cancelled_at = time.monotonic()
+            self.send("cancel")
+
+    def poll(self) -> list[dict]:
+        """All messages that have arrived, without waiting."""
+        messages = []
+        while (message := self.wait(0.0)) is not None:
+            messages.append(message)
+        return messages
+
+    def wait(self, seconds: float) -> dict | None:
+        """The next message, or None after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._escalate()
+            left = deadline - time.monotonic()
+            try:
+                message = self._inbox.get(timeout=min(max(left, 0.0), 0.1)) if left > 0 else self._inbox.get_nowait()
+            except queue.Empty:
+                if left <= 0:
+                    return None
+                continue
+            if message is None:
+                raise self._death()
+            return self._seen(message)
+
+    def close(self) -> None:
+        """Ends the process: its stdin ends, and where that is not enough, it is terminated, then killed."""
+        with contextlib.suppress(OSError):  # it may have gone already
+            self._process.stdin.close()
+        for end in (lambda: None, self._process.terminate, self._process.kill):
+            end()
+            try:
+                self._process.wait(PATIENCE)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _seen(self, message: dict) -> dict:
+        if message["type"] == "hello":
+            if message.get("protocol") != protocol.PROTOCOL_VERSION:
+                self.close()
+                raise protocol.UserError(
+                    f"The backend is of another version (protocol {message.get('protocol')}, "
+                    f"this add-on speaks {protocol.PROTOCOL_VERSION}).",
+                    "Install the add-on and its backend from the same download.",
+                )
+            self.hello = message
+        elif message["type"] in ("done", "error"):
+            self._running, self._cancelled_at = False, None
+        return message
+
+    def _escalate(self) -> None:
+        if self._cancelled_at is None or not self.alive:
+            return
+        waited = time.monotonic() - self._cancelled_at
+        if waited > 2 * PATIENCE:
+            self._process.kill()
+        elif waited > PATIENCE:
+            self._process.terminate()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            message = protocol.decode_message(line.decode("utf-8", "replace"))
+            if message is not None:
+                self._inbox.put(message)
+        self._inbox.put(None)
+
+    def _death(self) -> protocol.UserError:
+        self._inbox.put(None)  # whoever asks again hears it again
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = None
+        if self._cancelled_at is not None:
+            return protocol.UserError("The job was cancelled.", "Run it again to go on.", kind="cancelled")
+        return BackendDied(code, self.log)
+
+
+def to_error(message: dict) -> protocol.UserError:
+    """An error message as the exception that it tells of."""
+    kind = message.get("kind")
+    hint = str(message.get("hint", ""))
+    if kind == "internal" and message.get("log"):
+        hint = f"{hint} The log is {message['log']}.".strip()
+    return protocol.UserError(
+        str(message.get("message", "The backend failed.")), hint, kind if kind in protocol.ERROR_KINDS else "internal"
+    )
+
+
+def _spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        # No console window, and a Ctrl-C in ours is ours to answer.
+        spawn = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    else:
+        spawn = {"start_new_session": True}
+    with log.open("ab") as errors:  # never a pipe: one that nobody drains fills up and stops the process
+        try:
+            return subprocess.Popen(
+                list(arguments),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=_environment(),
+                cwd=log.parent,
+                **spawn,
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            raise protocol.UserError(
+                f"The backend can't be started: {reason}.", f"Its Python is {arguments[0]}.", kind="internal"
+            ) from None
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what makes another Python look in Blender's folders, and with the way to `backend`."""
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("PYTHON")}
+    return {**environment, "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1"}

@@ -1,0 +1,41 @@
+"""Silence for code that prints where nobody asked: importers, exporters, the renderer. No bpy in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends everything written to standard output and standard error to nowhere, C++ prints included.
+
+    Works on file descriptors, because Blender's own messages never pass through `sys.stdout`. A process without
+    standard streams (Blender on Windows started from its icon) has nothing to silence.
+    """
+    saved: list[tuple[int, int]] = []
+    _flush()
+    try:
+        with contextlib.suppress(OSError):
+            for descriptor in (1, 2):
+                saved.append((descriptor, os.dup(descriptor)))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor, _ in saved:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        yield
+    finally:
+        _flush()
+        for descriptor, copy in saved:
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            # A closed pipe at the other end is the reader's business.
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .shared import protocol
@@ -85,12 +85,19 @@ class BackendProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def wait_hello(self, seconds: float = HELLO_SECONDS) -> dict:
-        """Waits for the handshake; raises `UserError` where the backend does not fit or does not answer."""
+    def wait_hello(self, seconds: float = HELLO_SECONDS, stop: Callable[[], None] = lambda: None) -> dict:
+        """Waits for the handshake, calling `stop`, which may raise, meanwhile.
+
+        Raises:
+            UserError: the backend does not fit, or does not answer.
+        """
         deadline = time.monotonic() + seconds
         while self.hello is None:
-            message = self.wait(max(0.0, deadline - time.monotonic()))
+            stop()
+            message = self.wait(0.2)
             if message is None:
+                if time.monotonic() < deadline:
+                    continue
                 self.close()
                 raise protocol.UserError("The backend does not answer.", f"Its log is {self.log}.", kind="internal")
             if message["type"] == "error":
@@ -107,11 +114,12 @@ class BackendProcess:
         except OSError:
             raise self._death() from None
 
-    def cancel(self) -> None:
-        """Asks the running job, if any, to end; what it does not do by itself, `poll` and `wait` will."""
+    def cancel(self) -> bool:
+        """Asks the running job to end; what it does not do by itself, `poll` and `wait` will. False: none runs."""
         if self._running and self._cancelled_at is None:
             self._cancelled_at = time.monotonic()
             self.send("cancel")
+        return self._running
 
     def poll(self) -> list[dict]:
         """All messages that have arrived, without waiting."""

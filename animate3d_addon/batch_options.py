@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from .shared import protocol
 
-INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply")
+INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply", ".stl")
 OUTPUTS = (".blend", ".glb", ".fbx", ".usdc", ".abc")
 
 

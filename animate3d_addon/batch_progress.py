@@ -1,7 +1,11 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere. Standard library only: Blender's Python has no more."""
+"""Progress for people: a bar on a terminal, plain lines elsewhere.
+
+Standard library only: Blender's Python has no more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -59,8 +63,6 @@ class Progress:
         return f"{label} [{'#' * filled}{'-' * (max(width, 0) - filled)}] {left}" if width >= 5 else f"{label} {left}"
 
     def _write(self, text: str) -> None:
-        try:
+        with contextlib.suppress(OSError):  # nobody looks any more (a closed pipe); the work goes on
             self._out.write(text)
             self._out.flush()
-        except OSError:
-            pass  # nobody looks any more (a closed pipe); the work goes on

@@ -54,6 +54,10 @@ VIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # degrees; 0 looks at the front
 POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding box in position-coded views
 
 STAGES = ("capture", "video", "matte", "splats", "motion", "bake")
+JOB_ENTRIES = (  # everything that either side writes into a job folder
+    "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply", "motion.npz",
+    "backend.log", "blender.log",
+)  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MAX_PROMPT = 500  # characters; the models read about 77 tokens

@@ -1,0 +1,278 @@
+"""Batch mode: from files and sentences to files that move, without a window; `animate_batch.py` is its command."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import bpy
+
+from . import files, job_folder
+from .backend_process import BackendProcess, find_python, to_error
+from .bake import BakeSettings, bake_shape_keys
+from .batch_options import Options, UsageError, check_options, check_writable, parser, read_options
+from .batch_progress import Progress
+from .capture import CaptureSettings, capture
+from .shared import protocol
+
+
+class Cancelled(protocol.UserError):
+    """The user pressed Ctrl-C."""
+
+    def __init__(self) -> None:
+        super().__init__("Cancelled.", kind="cancelled")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the jobs of a command line. Exit code: 0 all done, 1 some failed, 2 wrong options, 130 Ctrl-C."""
+    try:
+        jobs, names, report = read_options(arguments)
+        if report:
+            check_writable(Path(report))
+    except UsageError as error:
+        print(f"{error}\n{parser().format_usage()}", end="", file=sys.stderr)
+        return 2
+    except protocol.UserError as error:
+        return _fail("", error)
+    with Interrupt() as interrupt, Backend() as backend:
+        run = Run(backend, interrupt, Progress())
+        reports, codes = [], []
+        for job, name in zip(jobs, names, strict=True):
+            result, code = run.one(job, name)
+            reports.append(result)
+            codes.append(code)
+            if interrupt.asked:
+                break
+    if report:
+        write = reports[0] if len(jobs) == 1 and names == [""] else {"jobs": reports}
+        protocol.write_json(Path(report), write)
+    return 130 if interrupt.asked else max(codes)
+
+
+def _fail(name: str, error: protocol.UserError) -> int:
+    """One line on stderr, whatever the sentences hold."""
+    print(" ".join(f"{name}{error.message} {error.hint}".split()), file=sys.stderr, flush=True)
+    return 1
+
+
+class Interrupt:
+    """Ctrl-C asks the work to stop where it can go on later; a second one breaks it off."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        """Raises `Cancelled` where Ctrl-C was pressed."""
+        if self.asked:
+            raise Cancelled
+
+
+class Backend:
+    """One backend for all jobs; another one where it has died."""
+
+    def __init__(self) -> None:
+        self._process: BackendProcess | None = None
+        self._logs = Path(tempfile.mkdtemp(prefix="animate3d-log-"))
+        self.keep_log = False
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.close()
+        if not self.keep_log:
+            with contextlib.suppress(OSError):
+                (self._logs / "backend.log").unlink(missing_ok=True)
+                self._logs.rmdir()
+
+    def start(self) -> BackendProcess:
+        """The process, perhaps still starting: `wait_hello` before use. Raises `UserError`."""
+        if self._process is None or not self._process.alive:
+            python = find_python(in_blender=bool(bpy.app.binary_path))
+            self._process = BackendProcess.start(python, self._logs / "backend.log")
+        return self._process
+
+
+class Run:
+    """What all jobs of one command share."""
+
+    def __init__(self, backend: Backend, interrupt: Interrupt, progress: Progress) -> None:
+        self._backend, self._interrupt, self._progress = backend, interrupt, progress
+        self._blend = bpy.data.filepath  # before a job opens another file
+
+    def one(self, options: Options | protocol.UserError, name: str) -> tuple[dict, int]:
+        """Runs one job to its end, good or bad. Returns its report, and 1 where it failed."""
+        started = time.monotonic()
+        try:
+            if isinstance(options, protocol.UserError):
+                raise options
+            check_options(options, self._blend)
+            with job_folder.opened(options.keep_job) as folder:
+                report = self._road_or_log(options, folder)
+        except protocol.UserError as error:
+            self._progress.finish()
+            self._backend.keep_log |= error.kind == "internal"
+            return {"error": error.kind}, _fail(name, error)
+        self._progress.finish()
+        self._progress.line(f"{name}{options.output} is done ({time.monotonic() - started:.0f} s).")
+        data = asdict(report)
+        if options.report:
+            protocol.write_json(Path(options.report), data)
+        return data, 0
+
+    def _road_or_log(self, options: Options, folder: job_folder.JobFolder) -> protocol.Report:
+        """The road; what goes wrong is told in a sentence, and the folder kept where it is of use."""
+        try:
+            return Road(options, folder, self._backend, self._interrupt, self._progress, self._blend).run()
+        except protocol.UserError as error:
+            folder.keep |= error.kind in ("internal", "cancelled")
+            if error.kind != "cancelled":
+                raise
+            hint = f"Run it again with --keep-job {folder.path} to go on."
+            raise protocol.UserError("The job was cancelled.", hint, kind="cancelled") from None
+        except (Exception, KeyboardInterrupt) as error:
+            folder.keep = True
+            log = folder.path / "blender.log"
+            with contextlib.suppress(OSError):
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+            if isinstance(error, OSError):
+                sentence = f"A file could not be read or written ({error.strerror})."
+            else:
+                sentence = f"Animate3D failed ({type(error).__name__})."
+            raise protocol.UserError(sentence, f"The log is {log}.", kind="internal") from error
+
+
+class Road:
+    """One job: load, capture, the backend's stages, bake, export."""
+
+    def __init__(
+        self,
+        options: Options,
+        folder: job_folder.JobFolder,
+        backend: Backend,
+        interrupt: Interrupt,
+        progress: Progress,
+        blend: str,
+    ) -> None:
+        self._options, self._folder, self._interrupt, self._progress = options, folder, interrupt, progress
+        self._backend = backend
+        self._source = Path(options.input or blend).absolute()
+        self._seconds: dict[str, float] = {}
+        self._memory: dict[str, float] = {}
+
+    def run(self) -> protocol.Report:
+        """Raises `UserError`."""
+        options, job = self._options, self._folder.path
+        settings = options.job_settings()
+        process = self._backend.start()  # gets ready while we read the file
+        with self._stage("load"):
+            objects = files.load(self._source, options.object or None)
+        self._wait_hello(process)
+        process.send("check", settings=asdict(settings))
+        appearance = self._answer(process, "checked")["appearance"]
+        self._forget_peak(process)
+        with self._stage("capture", process):
+            subject = self._capture(objects, CaptureSettings(appearance=appearance))
+        settings.save(job)
+        process.send("run", job=str(job))
+        report = self._answer(process, "done")["report"]
+        with self._stage("bake", process):
+            baking = BakeSettings(start=options.start_frame, step=options.frame_step, apply_modifiers=True)
+            baked = bake_shape_keys(objects, subject, protocol.Motion.load(job), baking)
+        with self._stage("export", process):
+            files.save(Path(options.output), [result.object for result in baked])
+        return self._complete(report)
+
+    def _capture(self, objects: list[bpy.types.Object], settings: CaptureSettings) -> protocol.Subject:
+        identity = {
+            "protocol": protocol.PROTOCOL_VERSION,
+            "input": str(self._source),
+            "content": job_folder.digest(self._source),
+            "object": self._options.object,
+            "capture": asdict(settings),
+        }
+        if self._folder.start(identity):
+            return protocol.Subject.load(self._folder.path)
+
+        def progress(fraction: float, words: str) -> None:
+            self._interrupt.check()
+            self._progress.step("capture", round(100 * fraction), 100)
+
+        subject = capture(objects, self._folder.path, settings, progress)
+        self._folder.captured(identity)
+        return subject
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, process: BackendProcess | None = None) -> Iterator[None]:
+        """Times a stage on our side; the backend, where it is there already, watches the memory of both."""
+        self._interrupt.check()
+        self._progress.step(name, 0, 1)
+        started = time.monotonic()
+        yield
+        self._seconds[name] = round(time.monotonic() - started, 3)
+        self._progress.step(name, 1, 1)
+        if process is not None:
+            process.send("memory")
+            self._memory[name] = self._answer(process, "memory")["peak_gb"]
+
+    def _forget_peak(self, process: BackendProcess) -> None:
+        process.send("memory")
+        self._answer(process, "memory")
+
+    def _wait_hello(self, process: BackendProcess) -> None:
+        if process.hello is None:
+            self._progress.step("backend", 0, 1)
+            process.wait_hello(stop=self._interrupt.check)
+
+    def _answer(self, process: BackendProcess, kind: str) -> dict:
+        """Waits for the answer of a kind, showing what arrives meanwhile. Raises `UserError`."""
+        handlers: dict[str, Callable[[dict], None]] = {
+            "progress": lambda m: self._progress.step(m["stage"], m["step"], m["steps"]),
+            "notice": lambda m: self._progress.line(m["message"]),
+        }
+        while True:
+            if self._interrupt.asked and not process.cancel():
+                raise Cancelled
+            message = process.wait(0.2)
+            if message is None:
+                continue
+            if message["type"] == "error":
+                raise to_error(message)
+            if message["type"] == kind:
+                return message
+            if message["type"] in handlers:
+                handlers[message["type"]](message)
+
+    def _complete(self, report: dict) -> protocol.Report:
+        """The backend's report with our stages in their places."""
+        result = protocol.Report(**report)
+        first = ("load", "capture")
+        for ours, theirs in ((self._seconds, "seconds"), (self._memory, "peak_memory_gb")):
+            before = {name: ours[name] for name in first if name in ours}
+            after = {name: value for name, value in ours.items() if name not in first}
+            setattr(result, theirs, {**before, **getattr(result, theirs), **after})
+        result.versions["blender"] = bpy.app.version_string
+        result.settings.update(start_frame=self._options.start_frame, frame_step=self._options.frame_step)
+        result.save(self._folder.path / "report.json")
+        return result

@@ -1,4 +1,4 @@
-"""The CPU rasterizer: numba kernels behind a torch.autograd.Function. float32; see `rasterize.rasterize` for the arguments."""
+"""The CPU rasterizer: numba kernels behind a torch.autograd.Function, float32. See `rasterize.rasterize`."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_kernels as kernels
+from . import cpu_projection as projection
+from . import cpu_tiles as tiling
 
 MAX_SPLATS_AT_ONCE = 2_000_000
 MAX_PAIRS_AT_ONCE = 4_000_000
@@ -73,7 +74,7 @@ class _Rasterize(torch.autograd.Function):
         alpha = torch.empty(images, cameras.height, cameras.width)
         arrays = [t.detach().numpy() for t in (means, quats, scales, opacities, colors)]
         for part, projected, tiles in _batches(arrays, cameras):
-            kernels.blend(
+            tiling.blend(
                 tiles.ids, tiles.tile_start, projected.centre, projected.shape, _images(arrays[4], part), _jobs(),
                 rgb.numpy()[part], alpha.numpy()[part],
             )  # fmt: skip
@@ -90,14 +91,15 @@ class _Rasterize(torch.autograd.Function):
         grads = [np.zeros_like(a) for a in arrays]
         d_rgb, d_alpha = d_rgb.contiguous().numpy(), d_alpha.contiguous().numpy()
         for part, projected, tiles in _batches(arrays, ctx.cameras):
-            sums = np.empty((len(tiles.ids), kernels.SUMS), np.float32)
+            sums = np.empty((len(tiles.ids), projection.SUMS), np.float32)
             means, quats, scales, _, colors = (_images(a, part) for a in arrays)
-            kernels.unblend(
+            tiling.unblend(
                 tiles.ids, tiles.tile_start, tiles.first_pair, projected.slot, projected.box, projected.centre,
-                projected.shape, colors, _jobs(), rgb.numpy()[part], alpha.numpy()[part], d_rgb[part], d_alpha[part], sums,
+                projected.shape, colors, _jobs(), rgb.numpy()[part], alpha.numpy()[part], d_rgb[part], d_alpha[part],
+                sums,
             )  # fmt: skip
             cameras = ctx.cameras.part(part)
-            kernels.unproject(
+            projection.unproject(
                 means, quats, scales, cameras.view, cameras.focal, cameras.width, cameras.height, projected.shape,
                 tiles.first_pair, projected.slot, sums, *(_images(g, part) for g in grads),
             )  # fmt: skip
@@ -129,19 +131,20 @@ def _project(arrays: list[np.ndarray], cameras: _Cameras, block: slice) -> _Proj
         np.empty((images, count + 1), np.int64),
     )
     inputs = (_images(a, block) for a in arrays[:4])
-    kernels.project(
-        *inputs, cameras.view, cameras.focal, cameras.width, cameras.height, projected.centre, projected.shape, projected.box
-    )
-    kernels.assign_slots(projected.box, projected.slot)
+    projection.project(
+        *inputs, cameras.view, cameras.focal, cameras.width, cameras.height,
+        projected.centre, projected.shape, projected.box,
+    )  # fmt: skip
+    tiling.assign_slots(projected.box, projected.slot)
     return projected
 
 
 def _tile(projected: _Projected, cameras: _Cameras) -> tuple[_Projected, _Tiles]:
-    tiles_x, tiles_y = -(-cameras.width // kernels.TILE), -(-cameras.height // kernels.TILE)
+    tiles_x, tiles_y = -(-cameras.width // projection.TILE), -(-cameras.height // projection.TILE)
     first_pair = np.concatenate([[0], np.cumsum(projected.slot[:, -1])])
     tile_start = np.empty((len(projected.box), tiles_x * tiles_y + 1), np.int64)
     ids = np.empty(first_pair[-1], np.int32)
-    kernels.fill_tiles(projected.shape, projected.box, first_pair, tiles_x, tile_start, ids)
+    tiling.fill_tiles(projected.shape, projected.box, first_pair, tiles_x, tile_start, ids)
     return projected, _Tiles(first_pair, tile_start, ids)
 
 

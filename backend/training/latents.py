@@ -1,0 +1,107 @@
+"""Clips as the video model trains on them: latents, condition images and tokens, made once and kept on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from backend.training.captions import MAX_TOKENS
+from backend.training.clips import make_clip, render_clip
+from backend.training.codec import to_model_range
+
+CLIPS_PER_SHARD = 32
+
+
+class LatentStore:
+    """Shards of encoded clips in a folder; a missing shard is made when it is first wanted."""
+
+    def __init__(
+        self,
+        folder: Path,
+        codec: AutoencoderKL,
+        tokenizer: PreTrainedTokenizerFast,
+        size: int,
+        frames: int,
+        first_seed: int = 0,
+    ) -> None:
+        self.folder, self.codec, self.tokenizer = folder, codec, tokenizer
+        self.size, self.frames, self.first_seed = size, frames, first_seed
+        self.shards: dict[int, dict[str, torch.Tensor]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def shard(self, index: int) -> dict[str, torch.Tensor]:
+        if index not in self.shards:
+            path = self.folder / f"{index:05d}.safetensors"
+            if not path.exists():
+                part = path.with_name(path.name + ".part")
+                save_file(self._make(index), part)
+                os.replace(part, path)
+            self.shards[index] = load_file(path)
+        return self.shards[index]
+
+    def draw(self, rng: np.random.Generator, count: int, step: int, repeats: int) -> dict[str, torch.Tensor]:
+        """A random batch of the shards reached by `step`; a clip is drawn `repeats` times on average."""
+        reached = step * count // (CLIPS_PER_SHARD * repeats) + 4
+        # The newest shard always takes part, so that new clips are seen as often as old ones.
+        shards = rng.integers(max(0, reached - 60), reached, count)
+        return self._collate([(self.shard(int(s)), int(rng.integers(CLIPS_PER_SHARD))) for s in shards])
+
+    def all(self, batches: int, count: int = 4) -> list[dict[str, torch.Tensor]]:
+        """The first `batches` batches, always the same: for measuring."""
+        places = [(self.shard(i // CLIPS_PER_SHARD), i % CLIPS_PER_SHARD) for i in range(batches * count)]
+        return [self._collate(places[i : i + count]) for i in range(0, len(places), count)]
+
+    def _collate(self, places: list[tuple[dict[str, torch.Tensor], int]]) -> dict[str, torch.Tensor]:
+        """latents [b, n, c, f, h, w] scaled; images [b, n, 3, H, W] in -1..1; tokens, other_tokens, empty [b, T]."""
+        batch = {key: torch.stack([shard[key][i] for shard, i in places]) for key in ("latents", "images", "tokens")}
+        batch["latents"] = batch["latents"].float()
+        batch["images"] = on_grey(to_model_range(batch["images"].numpy()))
+        batch["other_tokens"] = torch.stack([shard["other_tokens"][i] for shard, i in places])
+        batch["empty"] = self._tokens([""]).expand(len(places), -1)
+        return batch
+
+    @torch.no_grad()
+    def _make(self, index: int) -> dict[str, torch.Tensor]:
+        latents, images, captions, motions = [], [], [], []
+        first = self.first_seed + index * CLIPS_PER_SHARD
+        for seed in range(first, first + CLIPS_PER_SHARD):
+            clip = make_clip(seed, self.frames)
+            pictures = render_clip(clip, self.size)  # [4, F, H, W, 4]
+            encoded = self.codec.encode(to_model_range(pictures).flatten(0, 1)).latent_dist.mode()
+            encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
+            latents.append((encoded * self.codec.config.scaling_factor).half())
+            images.append(torch.from_numpy(pictures[:, 0]))
+            captions.append(clip.caption)
+            motions.append(clip.motion)
+        tokens = self._tokens(captions)
+        others = [_another(motions, i) for i in range(len(motions))]
+        return {
+            "latents": torch.stack(latents).contiguous(),
+            "images": torch.stack(images).contiguous(),
+            "tokens": tokens,
+            "other_tokens": tokens[others].clone(),
+        }
+
+    def _tokens(self, texts: list[str]) -> torch.Tensor:
+        return self.tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
+
+
+def _another(motions: list[str], index: int) -> int:
+    """The next clip of a shard, cyclically, that shows another motion."""
+    count = len(motions)
+    following = ((index + step) % count for step in range(1, count))
+    return next((i for i in following if motions[i] != motions[index]), index)
+
+
+def on_grey(premultiplied: torch.Tensor) -> torch.Tensor:
+    """RGB [..., 3, H, W] in -1..1 over grey 0.5, from premultiplied RGBA [..., 4, H, W] in -1..1."""
+    rgb, alpha = premultiplied[..., :3, :, :], premultiplied[..., 3:, :, :]
+    return rgb + 0.5 * (1.0 - alpha)

@@ -1,0 +1,93 @@
+"""What every training run needs: state that resumes exactly, a learning-rate curve, a log, averaged weights."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@dataclass
+class RunState:
+    """Where a run stands."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, over all runs
+
+
+def cosine_rate(step: int, warmup: int, progress: float) -> float:
+    """Factor of the learning rate: linear warm-up over `warmup` steps, then a cosine over `progress` 0..1."""
+    return min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * min(progress, 1.0)))
+
+
+def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: RunState,
+               extra: dict[str, torch.Tensor] | None = None) -> None:  # fmt: skip
+    """Model, optimiser, counters, random generator and `extra` tensors in one file, written whole or not at all."""
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slots.items()}
+    tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
+    tensors["random"] = torch.get_rng_state()
+    tensors["counters"] = torch.tensor([state.step, state.seconds], dtype=torch.float64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+               extra: dict[str, torch.Tensor] | None = None) -> RunState:  # fmt: skip
+    """Puts back what `save_state` wrote (in place, `extra` too); a fresh state where there is no file."""
+    if not path.exists():
+        return RunState()
+    tensors = load_file(path)
+    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    for key, value in (extra or {}).items():
+        value.copy_(tensors[f"extra.{key}"])
+    torch.set_rng_state(tensors["random"])
+    step, seconds = tensors["counters"].tolist()
+    return RunState(int(step), seconds)
+
+
+class Average:
+    """Exponential moving average of a model's parameters."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {key: value.detach().clone() for key, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # short memory at the start
+        for key, value in model.named_parameters():
+            self.shadow[key].lerp_(value.detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: torch.nn.Module) -> None:
+        for key, value in model.named_parameters():
+            value.copy_(self.shadow[key])
+
+
+class RunLog:
+    """Rows of figures in a CSV file, and on the terminal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **figures: float) -> None:
+        line = [f"{key}={value:.6g}" for key, value in figures.items()]
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(line)
+        print("  ".join(line), flush=True)

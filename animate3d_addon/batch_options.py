@@ -205,9 +205,9 @@ def check_output(output: str, source: Path) -> None:
     path = Path(output)
     if path.suffix.lower() not in OUTPUTS:
         raise protocol.UserError(f"{path.name} can't be written.", f"Writable are {', '.join(OUTPUTS)}.")
+    check_writable(path)
     if path.absolute().resolve() == source.absolute().resolve():
         raise protocol.UserError("The output would replace the input.", "Choose another output.")
-    check_writable(path)
 
 
 def check_writable(path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The backend's command line: `python -m backend serve | run | doctor | weights | train`, each with `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Before any library is imported: nothing is ever fetched behind the user's back.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command. Returns the exit code."""
+    if arguments[:1] == ["train"]:
+        from backend.training.train import main as train
+
+        return train(arguments[1:]) or 0
+    options = _parser().parse_args(arguments)
+    return options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m backend", description="Animate3D's backend.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="answer JSON lines on stdin until it ends; what the add-on starts")
+    serve.set_defaults(run=_serve)
+    run = commands.add_parser("run", help="run one job folder; finished stages are taken over")
+    run.add_argument("job", type=Path, metavar="JOB", help="a folder with job.json and subject/")
+    run.set_defaults(run=_run)
+    doctor = commands.add_parser("doctor", help="check this installation, one line per check")
+    doctor.set_defaults(run=_doctor)
+    weights = commands.add_parser("weights", help="the models' weights")
+    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
+    actions.add_parser("list", help="which weights are installed, and where").set_defaults(run=_weights_list)
+    verify = actions.add_parser("verify", help="check that installed weights are whole")
+    verify.add_argument("weights", nargs="?", default="starter", help="starter (default), animate3d, or a folder")
+    verify.set_defaults(run=_weights_verify)
+    commands.add_parser("train", help="train the starter model", add_help=False)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from backend.serve import serve
+
+    return serve()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from backend import jobs, memory, serve
+
+    def progress(stage: str, step: int, steps: int) -> None:
+        if step in (0, steps):
+            print(f"{stage} {'…' if step == 0 else 'done'}", flush=True)
+
+    def tell(kind: str, **content: object) -> None:
+        print(f"{kind}: {content.get('message') or content.get('path')}", flush=True)
+
+    job = options.job.absolute()
+    with serve.logged_to(job if job.is_dir() else None) as log:
+        try:
+            report = jobs.run_job(job, progress, jobs.Models(), memory.PeakMemory(with_parent=False), tell)
+        except KeyboardInterrupt:
+            print("Cancelled; run it again to go on.", file=sys.stderr)
+            return 130
+        except Exception as error:
+            told = serve.describe(error)
+            place = f" The log is {log}." if told["kind"] == "internal" and log else ""
+            print(f"{told['message']} {told['hint']}{place}", file=sys.stderr)
+            return 1
+    for stage, seconds in report.seconds.items():
+        print(f"{stage:8} {seconds:8.1f} s {report.peak_memory_gb[stage]:6.1f} GB")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from backend.doctor import check_all
+
+    return check_all()
+
+
+def _weights_list(options: argparse.Namespace) -> int:
+    from backend import weights
+
+    for name in weights.NAMES:
+        folder = weights.home() / name
+        installed = (folder / weights.CONFIG).is_file()
+        size = sum(path.stat().st_size for path in weights.files(folder)) / 1e6 if installed else 0
+        print(f"{name:10} {f'{size:.0f} MB' if installed else 'not installed':14} {folder}")
+    return 0
+
+
+def _weights_verify(options: argparse.Namespace) -> int:
+    from backend import weights
+    from backend.protocol import UserError
+
+    try:
+        faults = weights.verify(weights.find(options.weights))
+    except UserError as error:
+        faults = [f"{error.message} {error.hint}"]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        print(f"{options.weights}: every file is whole.")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""What batch mode understands, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from animate3d_addon.batch_options import Options, UsageError, check_options, read_options
+from backend.protocol import UserError
+
+
+def table(tmp_path, text: str | bytes, *more: str):
+    path = tmp_path / "jobs.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_options(["--jobs", str(path), *more])
+
+
+def test_defaults_and_all_options():
+    jobs, names, report = read_options(["--prompt", "it sways", "--output", "a.blend", "--input", "a.glb"])
+    assert jobs == [Options(input="a.glb", prompt="it sways", output="a.blend")] and names == [""] and report == ""
+    arguments = ["--input", "x.obj", "--object", "Cube", "--prompt", "p", "--output", "o.fbx", "--preset", "paper"]
+    arguments += ["--seed", "7", "--frames", "8", "--device", "cpu", "--weights", "starter", "--keep-job", "d"]
+    arguments += ["--report", "r.json", "--start-frame", "5", "--frame-step", "2"]
+    (job,), _, report = read_options(arguments)
+    assert (job.object, job.preset, job.seed, job.frames, job.start_frame, job.frame_step) == ("Cube", "paper", 7, 8, 5, 2)
+    assert report == job.report == "r.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing: --prompt and --output"),
+        (["--prompt", "x"], "Missing: --output"),
+        (["--preset", "best"], "--preset"),
+        (["--seed", "one"], "--seed"),
+        (["--colour", "red"], "Unrecognized"),
+        (["--jobs", "/nowhere/jobs.csv"], "can't be read"),
+    ],
+)
+def test_wrong_options_are_one_sentence(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        read_options(arguments)
+
+
+def test_table_of_a_spreadsheet(tmp_path):
+    """Byte order mark, semicolons, Windows line ends, quotes, spaces, an empty line and empty cells."""
+    text = '\ufeffInput; prompt ;output;Frame-Step;seed\r\na.glb;"it; ""really"" sways";b.blend;2;\r\n;;;;\r\n\r\nc.glb;x;d.glb;;3\r\n'
+    jobs, names, _ = table(tmp_path, text, "--seed", "9", "--preset", "paper")
+    assert [job.prompt for job in jobs] == ['it; "really" sways', "x"]
+    assert [(job.seed, job.frame_step, job.preset) for job in jobs] == [(9, 2, "paper"), (3, 3, "paper")]
+    assert names == ["Line 2: ", "Line 5: "]
+
+
+def test_prompt_over_two_lines_and_missing_cells(tmp_path):
+    jobs, _, _ = table(tmp_path, 'prompt,output,input\n"a\nb",o.blend\n')
+    assert jobs == [Options(prompt="a\nb", output="o.blend")]
+    assert jobs[0].job_settings().prompt == "a b"
+
+
+def test_bad_rows_do_not_stop_the_others(tmp_path):
+    jobs, _, _ = table(tmp_path, "input,prompt,output,seed\na,b,c.blend,x\na,b,c.blend,1\na,b,c.blend,1\na,b,d.blend,1,2\n")
+    assert [isinstance(job, UserError) for job in jobs] == [True, False, True, True]
+    assert "same output" in jobs[2].message.lower() and "more cells" in jobs[3].message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "first row"),
+        ("input,prompt,speed\na,b,c", "speed"),
+        ("input,input\na,b", "distinct"),
+        ("input,prompt\n", "no rows"),
+        (b"\xff\xfe\x00i", "not UTF-8"),
+        (b"prompt,output\n\x00,b\n", None),
+        ("prompt,output\n" + "x" * 200_000 + ",b\n", "can't be read"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, text, said):
+    if said is None:  # a zero byte is refused by some versions of Python, and is a character for others
+        try:
+            (job,), _, _ = table(tmp_path, text)
+        except UsageError:
+            return
+        with pytest.raises(UserError):
+            job.job_settings()
+        return
+    with pytest.raises(UsageError, match=said):
+        table(tmp_path, text)
+
+
+def test_keep_job_of_a_table_gives_each_row_a_folder(tmp_path):
+    jobs, _, _ = table(tmp_path, "prompt,output,keep-job\na,x/b.blend,\nc,d.glb,own\n", "--keep-job", "kept")
+    assert [job.keep_job for job in jobs] == ["kept/001-b", "own"]
+
+
+@pytest.fixture
+def good(tmp_path):
+    (tmp_path / "in.glb").write_bytes(b"x")
+    return {"input": str(tmp_path / "in.glb"), "prompt": "it sways", "output": str(tmp_path / "new" / "out.blend")}
+
+
+def test_good_options_pass_and_leave_no_file(good, tmp_path):
+    check_options(Options(**good), "")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": " \n\t "}, "prompt is empty"),
+        ({"prompt": "x" * 10_000}, "10000 characters"),
+        ({"frames": 1}, "1 frames"),
+        ({"frames": 1000}, "1000 frames"),
+        ({"seed": -1}, "seed"),
+        ({"preset": "best"}, "preset"),
+        ({"device": "tpu"}, "device"),
+        ({"frame_step": 0}, "timeline"),
+        ({"frame_step": 10**9}, "timeline"),
+        ({"input": ""}, "no input"),
+        ({"input": "/nowhere/a.glb"}, "There is no file"),
+        ({"input": "/etc/passwd"}, "can't be read"),
+        ({"output": ""}, "no output"),
+        ({"output": "a.mp4"}, "can't be written"),
+        ({"output": "/proc/out.blend"}, "can't be written"),
+        ({"output": "/etc/passwd/out.blend"}, "can't be written"),
+        ({"output": "a\0b.blend"}, "can't be written"),
+        ({"report": "/proc/report.json"}, "can't be written"),
+    ],
+)
+def test_refused_before_the_work(good, change, said):
+    with pytest.raises(UserError, match=said):
+        check_options(Options(**good | change), "")
+
+
+def test_output_is_not_the_input(good):
+    good["output"] = good["input"]
+    with pytest.raises(UserError, match="replace the input"):
+        check_options(Options(**good), "")
+
+
+def test_output_that_is_a_folder(good, tmp_path):
+    (tmp_path / "folder.blend").mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        check_options(Options(**good | {"output": str(tmp_path / "folder.blend")}), "")
+
+
+def test_prompts_of_all_kinds_are_kept(good):
+    for prompt in ("ein Kaktus schwankt", "仙人掌在摇摆", 'it "sways" 🌵', "it's \\ / {x}"):
+        assert Options(**good | {"prompt": prompt}).job_settings().prompt == prompt

@@ -75,7 +75,8 @@ def nod(points: np.ndarray, phase: float, strength: float) -> np.ndarray:
 MOTIONS: dict[str, Motion] = {
     "bounce": Motion(
         bounce,
-        ("bounces", "bounces up and down", "hops", "hops up and down", "jumps", "jumps up and down", "bobs up and down"),
+        ("bounces", "bounces up and down", "hops", "hops up and down", "jumps", "jumps up and down",
+         "bobs up and down"),
         ("bouncing", "bouncing up and down", "hopping", "jumping", "jumping up and down", "bobbing up and down"),
     ),
     "sway": Motion(

@@ -37,7 +37,7 @@ class StarterSettings:
 
     size: int = 64  # pixels; 8 x 8 latents
     frames: int = 16
-    width: tuple[int, ...] = (48, 96)  # many cheap samples beat a big model at this budget
+    width: tuple[int, ...] = (64, 96)  # many cheap samples beat a big model at this budget
     text_width: int = 96
     image_width: int = 64
     batch: int = 4

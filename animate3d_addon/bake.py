@@ -1,12 +1,14 @@
 """A motion to relative shape keys on the timeline.
 
-Key k of F-1 holds frame k of the motion. Its value is a hat, 0-1-0 over the neighbouring frames, so that Blender, glTF, FBX
-and USD all blend linearly between neighbouring frames. Frame 0 has no key: there the object looks exactly as before. After
-the last frame the last key stays at 1, as Blender's F-curves do and as an exporter that samples the range expects.
+Key k of F-1 holds frame k of the motion. Its value is a hat, 0-1-0 over the neighbouring frames, so that Blender, glTF,
+FBX and USD all blend linearly between neighbouring frames. Frame 0 has no key: there the object looks exactly as
+before. After the last frame the last key stays at 1, as Blender's F-curves do everywhere and as exporters that sample
+the frame range expect.
 
 What was there stays: other shape keys, their drivers and animation, transforms, modifiers. The keys of a bake share one
-action with a slot per object (from Blender 4.4 on), so that an exporter writes one animation for all objects; shape keys
-that already have an action get a copy of it with ours added.
+action with a slot per object (from Blender 4.4 on), so that an exporter writes one animation for all objects. Shape
+keys that already have an action keep it, and ours are added to it (to a copy where others use it as well). A mesh that
+several objects share is copied for each object that moves.
 """
 
 from __future__ import annotations
@@ -217,9 +219,7 @@ def _add_keys(obj: bpy.types.Object, moves: np.ndarray, settings: BakeSettings) 
     return keys
 
 
-def _action(
-    shape_keys: bpy.types.Key, shared: bpy.types.Action | None, settings: BakeSettings
-) -> bpy.types.Action:
+def _action(shape_keys: bpy.types.Key, shared: bpy.types.Action | None, settings: BakeSettings) -> bpy.types.Action:
     """The action to write to: what the shape keys have (a copy if others use it too), else the shared one."""
     old = shape_keys.animation_data.action if shape_keys.animation_data else None
     if old is None:

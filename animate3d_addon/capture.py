@@ -37,7 +37,7 @@ class CaptureSettings:
     appearance: str = "position"  # color | position | both: what the pictures show; position is several times faster
     condition_size: int = 256  # pixels, square
     appearance_size: int = 256
-    appearance_views: tuple[tuple[float, float], ...] = APPEARANCE_VIEWS  # none are rendered where appearance is position
+    appearance_views: tuple[tuple[float, float], ...] = APPEARANCE_VIEWS  # unused where appearance is position
     color_samples: int = 4  # with the denoiser 38 dB against 512 samples; more only costs time
     position_samples: int = 8  # steps of alpha along the outline
 
@@ -175,4 +175,4 @@ def _is_tame(matrix: np.ndarray, vertices: np.ndarray) -> bool:
     linear = matrix[:3, :3]
     stretch = np.linalg.svd(linear, compute_uv=False)
     far = np.abs(matrix[:3, 3]).max()  # subject space has a size of about 1
-    return bool(len(vertices)) and far < 100.0 and 1e-4 < stretch.min() and stretch.max() < 1e4
+    return bool(len(vertices)) and far < 100.0 and stretch.min() > 1e-4 and stretch.max() < 1e4

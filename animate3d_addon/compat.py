@@ -19,8 +19,8 @@ def shape_key_fcurves(
 ) -> bpy.types.ActionFCurves | bpy.types.ActionChannelbagFCurves:
     """Assigns `action` to the shape keys and returns the F-curves that move them.
 
-    From 4.4 on an action has a slot per datablock, and from 5.0 on its F-curves are reached through the slot only. A slot
-    that the shape keys already use is kept.
+    From 4.4 on an action has a slot per datablock, and from 5.0 on its F-curves are reached through the slot only. A
+    slot that the shape keys already use is kept.
     """
     data = shape_keys.animation_data or shape_keys.animation_data_create()
     if not hasattr(action, "slots"):

@@ -1,8 +1,8 @@
 """Files in and out: every format the add-on reads, and every format that keeps the motion.
 
-A file that is animated or rigged is read as it is posed at `frame` (0 is the start of a glTF animation): its meshes become
-plain meshes at the same place in the world, and its armatures, actions and shape keys go. A file without any of that
-keeps its objects and parents as they are. A .blend file is opened as it is, and nothing of it is changed.
+A file that is animated or rigged is read as it is posed at `frame` (0 is the start of a glTF animation): its meshes
+become plain meshes at the same place in the world, and its armatures, actions and shape keys go. A file without any of
+that keeps its objects and parents as they are. A .blend file is opened as it is, and nothing of it is changed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NOT_EXPORTED = "glTF_not_exported"  # where the glTF importer puts the shapes of
 def load(path: Path, object_name: str | None = None, frame: float = 0.0) -> list[bpy.types.Object]:
     """Replaces everything in Blender by the file, and returns its objects that have a surface, sorted by name.
 
-    With `object_name` only that object, or where it has no surface (an armature, an empty), those below it. `frame` is the
-    timeline frame of the pose that is kept of an animated file; .blend files stay at their own current frame.
+    With `object_name` only that object, or where it has no surface (an armature, an empty), those below it. `frame` is
+    the timeline frame of the pose that is kept of an animated file; .blend files stay at their own current frame.
     Raises `UserError`.
     """
     path = Path(path).absolute()
@@ -155,8 +155,8 @@ def _names_hint(objects: Sequence[bpy.types.Object]) -> str:
 def save(path: Path, objects: Sequence[bpy.types.Object]) -> None:
     """Writes the objects with their animated shape keys; a .blend file gets everything that is open.
 
-    glTF gets one morph target per shape key and one weights channel per mesh, FBX and USD blend shapes, Alembic the moving
-    vertices of the scene's frame range. The file appears whole or not at all. Raises `UserError`.
+    glTF gets one morph target per shape key and one weights channel per mesh, FBX and USD blend shapes, Alembic the
+    moving vertices of the scene's frame range. The file appears whole or not at all. Raises `UserError`.
     """
     path = Path(path).absolute()
     if path.suffix.lower() not in WRITABLE:

@@ -14,6 +14,10 @@ from .temporary import temporary_scene
 
 MESH_LIKE = ("MESH", "CURVE", "SURFACE", "FONT", "META")
 DEFORMING_PARENTS = ("ARMATURE", "LATTICE")
+TRANSFORM = (
+    *("rotation_mode", "location", "rotation_euler", "rotation_quaternion", "rotation_axis_angle", "scale"),
+    *("delta_location", "delta_rotation_euler", "delta_rotation_quaternion", "delta_scale"),
+)
 WELD_TOLERANCE = 1e-6  # of the size: float32 coordinates hold no more
 
 
@@ -59,8 +63,8 @@ def evaluate(objects: Sequence[bpy.types.Object], scene: bpy.types.Scene, frame:
     """The objects, in the given order, as they look at `frame`; `scene` is a temporary one.
 
     Copies that share the objects' data are evaluated, so that hidden objects and objects outside of the view layer look
-    like the others. A pinned shape key (`show_only_shape_key`) is a viewing aid and is not looked at: what is captured is
-    what the animated object looks like at rest.
+    like the others. A pinned shape key (`show_only_shape_key`) is a viewing aid and is ignored: what is captured is the
+    look that the bake, which has to unpin it, starts from.
     """
     copies = []
     for obj in objects:
@@ -83,6 +87,9 @@ def evaluate(objects: Sequence[bpy.types.Object], scene: bpy.types.Scene, frame:
 
 def _piece(name: str, evaluated: bpy.types.Object, depsgraph: bpy.types.Depsgraph) -> Piece:
     mesh = bpy.data.meshes.new_from_object(evaluated, preserve_all_data_layers=True, depsgraph=depsgraph)
+    for index, slot in enumerate(evaluated.original.material_slots):
+        if slot.link == "OBJECT" and index < len(mesh.materials):
+            mesh.materials[index] = slot.material  # which a mesh alone doesn't know
     matrix = np.array(evaluated.matrix_world, np.float64)
     return Piece(name, mesh, coordinates(mesh), _triangles(mesh), matrix, tuple(evaluated.color))
 
@@ -122,7 +129,7 @@ def check(pieces: Sequence[Piece]) -> None:
     if not sum(len(piece.vertices) for piece in pieces):
         raise protocol.UserError(f"There is no vertex in {names}.", "Select an object with faces.")
     if not sum(len(piece.triangles) for piece in pieces):
-        raise protocol.UserError(f"There is no face in {names}, so nothing can be seen.", "Select an object with faces.")
+        raise protocol.UserError(f"There is no face in {names}: nothing can be seen.", "Select an object with faces.")
 
 
 def join(pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
@@ -162,14 +169,12 @@ def _cells(grid: np.ndarray) -> np.ndarray:
 def freeze(objects: Sequence[bpy.types.Object], frame: float) -> list[bpy.types.Object]:
     """Makes plain meshes of the objects as they look at `frame`: no modifiers, no shape keys; transforms are kept.
 
-    Curves, texts and metaballs can't change their type, so new objects take their place and name: use the returned ones.
+    Curves, texts and metaballs can't change their type, so new objects take their place and name: use those returned.
     """
-    meshes: list[bpy.types.Mesh] = []
-    with temporary_scene(keep=meshes) as scene:
-        pieces = evaluate(objects, scene, frame)
-        check(pieces)
-        meshes.extend(piece.mesh for piece in pieces)
-    return [_replace_data(obj, mesh) for obj, mesh in zip(objects, meshes, strict=True)]
+    kept: list[bpy.types.Mesh] = []
+    with temporary_scene(keep=kept) as scene:
+        kept.extend(piece.mesh for piece in evaluate(objects, scene, frame))
+    return [_replace_data(obj, mesh) for obj, mesh in zip(objects, kept, strict=True)]
 
 
 def _replace_data(obj: bpy.types.Object, mesh: bpy.types.Mesh) -> bpy.types.Object:
@@ -195,8 +200,8 @@ def _mesh_object_instead_of(old: bpy.types.Object, mesh: bpy.types.Mesh) -> bpy.
         collection.objects.link(new)
     new.parent, new.parent_type, new.parent_bone = old.parent, old.parent_type, old.parent_bone
     new.matrix_parent_inverse = old.matrix_parent_inverse
-    new.rotation_mode = old.rotation_mode
-    new.matrix_basis = old.matrix_basis
+    for channel in TRANSFORM:
+        setattr(new, channel, getattr(old, channel))
     new.hide_render, new.color = old.hide_render, old.color
     old.user_remap(new)
     bpy.data.objects.remove(old)

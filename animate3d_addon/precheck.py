@@ -2,16 +2,237 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import struct
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
 
 from .shared import protocol
 
+COMPONENTS = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
+ELEMENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+SPLAT_PROPERTIES = {"f_dc_0", "opacity", "scale_0", "rot_0"}
+LARGEST_HEADER = 65536  # bytes of a .ply header; a splat file's has about 2000
+
 
 def check(path: Path, readable: tuple[str, ...]) -> None:
-    """Raises `UserError` where the file can't be read."""
-    if path.suffix.lower() not in readable:
-        raise protocol.UserError(f"“{path.suffix}” files can't be read.", f"Use {', '.join(readable)}.")
+    """Raises `UserError` where the file is missing, of a kind that isn't in `readable`, or damaged."""
     if not path.is_file():
         raise protocol.UserError(f"There is no file “{path}”.", "Check the path.")
-    if path.stat().st_size == 0:
-        raise protocol.UserError(f"“{path.name}” is empty.", "Export or download it again.")
+    suffix = path.suffix.lower()
+    if suffix not in readable:
+        raise protocol.UserError(
+            f"“{path.name}” is of a kind that can't be read ({suffix or 'no extension'}).",
+            f"Use {', '.join(readable)}.",
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise protocol.UserError(f"“{path.name}” is empty.", "Export or download it again.")
+        if suffix in (".glb", ".gltf"):
+            _Gltf(path).check()
+        elif suffix == ".ply":
+            _check_ply(path)
+    except OSError as error:
+        raise protocol.UserError(
+            f"“{path.name}” can't be read ({error.strerror}).", "Check its permissions."
+        ) from error
+
+
+def damaged(path: Path, what: str) -> protocol.UserError:
+    return protocol.UserError(f"“{path.name}” is damaged: {what}.", "Export or download it again.")
+
+
+@dataclass(frozen=True)
+class _View:
+    """Where an accessor's elements lie: `count` elements of `size` bytes, `stride` apart from `start` of a buffer."""
+
+    buffer: int
+    start: int
+    stride: int
+    count: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + (self.count - 1) * self.stride + self.size if self.count else self.start
+
+
+class _Gltf:
+    """The structure of one glTF 2.0 file; every method raises `UserError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.binary: bytes | None = None
+        text = self._read_glb() if path.suffix.lower() == ".glb" else path.read_bytes()
+        try:
+            self.json = json.loads(text)
+        except (ValueError, RecursionError):
+            raise damaged(path, "its description is no valid JSON") from None
+        if not isinstance(self.json, dict) or not isinstance(self.json.get("asset"), dict):
+            raise damaged(path, "it is not a glTF file")
+        if not str(self.json["asset"].get("version", "")).startswith("2"):
+            raise protocol.UserError(f"“{path.name}” is not of glTF version 2.", "Export it as glTF 2.0.")
+
+    def check(self) -> None:
+        try:
+            self.buffers = [self._buffer(buffer) for buffer in self.json.get("buffers", [])]
+            for index in range(len(self.json.get("accessors", []))):
+                self._accessor(index)
+            for mesh in self.json.get("meshes", []):
+                for primitive in mesh["primitives"]:
+                    self._primitive(primitive)
+            self._nodes()
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError):
+            # The structure is anything JSON can say; each of these means that it isn't what glTF asks for.
+            raise damaged(self.path, "its parts don't fit together") from None
+
+    def _read_glb(self) -> bytes:
+        data = self.path.read_bytes()
+        if data[:4] != b"glTF" or len(data) < 20:
+            raise damaged(self.path, "it is not a .glb file")
+        version, length = struct.unpack_from("<II", data, 4)
+        if version != 2:
+            raise protocol.UserError(f"“{self.path.name}” is not of glTF version 2.", "Export it as glTF 2.0.")
+        if length > len(data):
+            raise damaged(self.path, "its end is missing")
+        chunks, position = [], 12
+        while position + 8 <= length:
+            size, kind = struct.unpack_from("<I4s", data, position)
+            if position + 8 + size > length:
+                raise damaged(self.path, "its end is missing")
+            chunks.append((kind, data[position + 8 : position + 8 + size]))
+            position += 8 + size
+        if not chunks or chunks[0][0] != b"JSON":
+            raise damaged(self.path, "its description is missing")
+        if len(chunks) > 1 and chunks[1][0] == b"BIN\0":
+            self.binary = chunks[1][1]
+        return chunks[0][1]
+
+    def _buffer(self, buffer: dict) -> bytes:
+        uri = buffer.get("uri")
+        if uri is None:
+            data = self.binary
+            if data is None and "EXT_meshopt_compression" not in buffer.get("extensions", {}):
+                raise damaged(self.path, "its binary part is missing")
+        elif uri.startswith("data:"):
+            try:
+                data = base64.b64decode(uri.partition(",")[2], validate=False)
+            except binascii.Error:
+                raise damaged(self.path, "its binary part can't be decoded") from None
+        else:
+            file = self.path.parent / unquote(uri)
+            if not file.is_file():
+                raise protocol.UserError(
+                    f"“{self.path.name}” needs the file “{unquote(uri)}”, which is missing.",
+                    "Put it beside the .gltf file, or export as .glb.",
+                )
+            data = file.read_bytes()
+        if data is not None and len(data) < buffer["byteLength"]:
+            raise damaged(self.path, "its binary part is too short")
+        return data or b""
+
+    def _view(self, index: int, offset: int, count: int, size: int) -> _View:
+        if index < 0:
+            raise IndexError
+        view = self.json["bufferViews"][index]
+        start, length = view.get("byteOffset", 0), view["byteLength"]
+        found = _View(view["buffer"], start + offset, view.get("byteStride") or size, count, size)
+        compressed = "EXT_meshopt_compression" in view.get("extensions", {})
+        if min(start, offset, count, length) < 0 or found.end > start + length:
+            raise damaged(self.path, "an array is longer than its place")
+        if not compressed and start + length > len(self.buffers[view["buffer"]]):
+            raise damaged(self.path, "an array reaches beyond the end of the data")
+        return found
+
+    def _accessor(self, index: int) -> _View | None:
+        """Where an array lies; None where it is all zeros or compressed."""
+        if index < 0:
+            raise IndexError
+        accessor = self.json["accessors"][index]
+        count, width = accessor["count"], COMPONENTS[accessor["componentType"]]().itemsize
+        if "sparse" in accessor:
+            sparse = accessor["sparse"]
+            indices, values = sparse["indices"], sparse["values"]
+            index_size = COMPONENTS[indices["componentType"]]().itemsize
+            self._view(indices["bufferView"], indices.get("byteOffset", 0), sparse["count"], index_size)
+            size = width * ELEMENTS[accessor["type"]]
+            self._view(values["bufferView"], values.get("byteOffset", 0), sparse["count"], size)
+        if accessor.get("bufferView") is None:
+            return None
+        size = width * ELEMENTS[accessor["type"]]
+        return self._view(accessor["bufferView"], accessor.get("byteOffset", 0), count, size)
+
+    def _primitive(self, primitive: dict) -> None:
+        """Every vertex index has a vertex, every attribute has as many elements as there are vertices."""
+        accessors = self.json["accessors"]
+        attributes = primitive["attributes"]
+        counts = {accessors[index]["count"] for index in attributes.values()}
+        counts |= {accessors[index]["count"] for target in primitive.get("targets", []) for index in target.values()}
+        if len(counts) > 1:
+            raise damaged(self.path, "its vertex arrays have different lengths")
+        vertices = max(counts, default=0)
+        if "indices" not in primitive or "KHR_draco_mesh_compression" in primitive.get("extensions", {}):
+            return
+        view = self._accessor(primitive["indices"])
+        if view is None or "EXT_meshopt_compression" in self._extensions(primitive["indices"]):
+            return
+        dtype = np.dtype(COMPONENTS[accessors[primitive["indices"]]["componentType"]]).newbyteorder("<")
+        raw = np.frombuffer(self.buffers[view.buffer], np.uint8)
+        elements = np.ndarray((view.count,), dtype, raw, view.start, (view.stride,))
+        if view.count and int(elements.max()) >= vertices:
+            raise damaged(self.path, "a face has a vertex that doesn't exist")
+
+    def _extensions(self, accessor: int) -> dict:
+        return self.json["bufferViews"][self.json["accessors"][accessor]["bufferView"]].get("extensions", {})
+
+    def _nodes(self) -> None:
+        """References between nodes, meshes and skins exist, and no node is its own ancestor or has two parents."""
+        nodes = self.json.get("nodes", [])
+        meshes, skins = len(self.json.get("meshes", [])), len(self.json.get("skins", []))
+        parent: dict[int, int] = {}
+        for index, node in enumerate(nodes):
+            if not 0 <= node.get("mesh", 0) < max(meshes, 1) or not 0 <= node.get("skin", 0) < max(skins, 1):
+                raise IndexError
+            for child in node.get("children", []):
+                if not 0 <= child < len(nodes) or child in parent:
+                    raise IndexError
+                parent[child] = index
+        for index in range(len(nodes)):
+            self._climb(index, parent)
+
+    @staticmethod
+    def _climb(index: int, parent: dict[int, int]) -> None:
+        seen = {index}
+        while index in parent:
+            index = parent.pop(index)  # so that every way up is walked once
+            if index in seen:
+                raise ValueError
+            seen.add(index)
+
+
+def _check_ply(path: Path) -> None:
+    """A mesh: splats and bare points are other things in files of the same name."""
+    with path.open("rb") as file:
+        head = file.read(LARGEST_HEADER)
+    end = head.find(b"end_header")
+    if not head.startswith(b"ply") or end < 0:
+        raise damaged(path, "it has no valid header")
+    counts: dict[str, int] = {}
+    properties: set[str] = set()
+    for words in (line.split() for line in head[:end].decode("ascii", "replace").splitlines()):
+        if words[:1] == ["element"] and len(words) == 3 and words[2].isdigit():
+            counts[words[1]] = int(words[2])
+        elif words[:1] == ["property"]:
+            properties.add(words[-1])
+    if counts.get("face", 0) > 0:
+        return
+    if properties >= SPLAT_PROPERTIES:
+        raise protocol.UserError(
+            f"“{path.name}” holds Gaussian splats; splats as input come in a later version.", "Use a mesh."
+        )
+    raise protocol.UserError(f"“{path.name}” has points but no faces.", "Use a mesh.")

@@ -24,7 +24,7 @@ def temporary_scene(keep: Sequence[bpy.types.ID] = ()) -> Iterator[bpy.types.Sce
         yield bpy.data.scenes.new("Animate3D temporary")
     finally:
         before |= {compat.session_uid(datablock) for datablock in keep}
-        bpy.data.batch_remove([datablock for datablock in _all_datablocks() if compat.session_uid(datablock) not in before])
+        bpy.data.batch_remove([each for each in _all_datablocks() if compat.session_uid(each) not in before])
 
 
 def _all_datablocks() -> Iterator[bpy.types.ID]:

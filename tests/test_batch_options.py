@@ -21,7 +21,8 @@ def test_defaults_and_all_options():
     arguments += ["--seed", "7", "--frames", "8", "--device", "cpu", "--weights", "starter", "--keep-job", "d"]
     arguments += ["--report", "r.json", "--start-frame", "5", "--frame-step", "2"]
     (job,), _, report = read_options(arguments)
-    assert (job.object, job.preset, job.seed, job.frames, job.start_frame, job.frame_step) == ("Cube", "paper", 7, 8, 5, 2)
+    assert (job.object, job.preset, job.seed, job.frames) == ("Cube", "paper", 7, 8)
+    assert (job.start_frame, job.frame_step) == (5, 2)
     assert report == job.report == "r.json"
 
 
@@ -43,7 +44,8 @@ def test_wrong_options_are_one_sentence(arguments, said):
 
 def test_table_of_a_spreadsheet(tmp_path):
     """Byte order mark, semicolons, Windows line ends, quotes, spaces, an empty line and empty cells."""
-    text = '\ufeffInput; prompt ;output;Frame-Step;seed\r\na.glb;"it; ""really"" sways";b.blend;2;\r\n;;;;\r\n\r\nc.glb;x;d.glb;;3\r\n'
+    text = "\ufeffInput; prompt ;output;Frame-Step;seed\r\n"
+    text += 'a.glb;"it; ""really"" sways";b.blend;2;\r\n;;;;\r\n\r\nc.glb;x;d.glb;;3\r\n'
     jobs, names, _ = table(tmp_path, text, "--seed", "9", "--preset", "paper")
     assert [job.prompt for job in jobs] == ['it; "really" sways', "x"]
     assert [(job.seed, job.frame_step, job.preset) for job in jobs] == [(9, 2, "paper"), (3, 3, "paper")]
@@ -57,7 +59,8 @@ def test_prompt_over_two_lines_and_missing_cells(tmp_path):
 
 
 def test_bad_rows_do_not_stop_the_others(tmp_path):
-    jobs, _, _ = table(tmp_path, "input,prompt,output,seed\na,b,c.blend,x\na,b,c.blend,1\na,b,c.blend,1\na,b,d.blend,1,2\n")
+    rows = ["input,prompt,output,seed", "a,b,c.blend,x", "a,b,c.blend,1", "a,b,c.blend,1", "a,b,d.blend,1,2"]
+    jobs, _, _ = table(tmp_path, "\n".join(rows))
     assert [isinstance(job, UserError) for job in jobs] == [True, False, True, True]
     assert "same output" in jobs[2].message.lower() and "more cells" in jobs[3].message
 

@@ -1,0 +1,69 @@
+"""The road's stages, each from the job's files and the stage before to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backend.protocol import Subject, UserError, position_code, read_npz, write_npz
+from backend.splats.appearance import refine_shape, solve_colors
+from backend.splats.gaussians import Gaussians, from_mesh
+from backend.splats.ply import write_ply
+
+Step = Callable[[int, int], None]  # step, steps
+
+SPLATS = 20_000
+
+
+def read_views(job: Path, subject: Subject, kind: str) -> np.ndarray:
+    """Captured pictures of a kind (condition, position, appearance), [K, S, S, 4] uint8, straight alpha.
+
+    Raises:
+        UserError: a picture is missing, damaged, or of another size.
+    """
+    count = len(subject.appearance_c2w) if kind == "appearance" else len(subject.condition_c2w)
+    size = subject.appearance_size if kind == "appearance" else subject.condition_size
+    pictures = []
+    for index in range(count):
+        path = Subject.image_path(job, kind, index)
+        try:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("RGBA")))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise UserError(f"The captured picture {path.name} can't be read.", "Start the job again.") from None
+        if pictures[-1].shape != (size, size, 4):
+            raise UserError(f"The captured picture {path.name} has the wrong size.", "Start the job again.")
+    return np.stack(pictures)
+
+
+def make_splats(job: Path, subject: Subject, appearance: str, seed: int, device: torch.device) -> Gaussians:
+    """Gaussians on the mesh, in its colours or in its position code, with sizes that reproduce the silhouette."""
+    vertices = torch.from_numpy(subject.vertices)
+    gaussians = from_mesh(vertices, torch.from_numpy(subject.faces).long(), SPLATS, seed)
+    kind = "appearance" if appearance == "color" else "position"
+    cameras = subject.appearance_c2w if appearance == "color" else subject.condition_c2w
+    images = torch.from_numpy(read_views(job, subject, kind)).float() / 255.0
+    images = torch.cat([images[..., :3] * images[..., 3:], images[..., 3:]], dim=-1).to(device)
+    c2w, gaussians = torch.from_numpy(cameras).float().to(device), gaussians.to(device)
+    if appearance == "color":
+        return solve_colors(gaussians, images, c2w, subject.fovy)
+    code = position_code(gaussians.means.cpu().numpy(), *subject.box)
+    return refine_shape(gaussians.with_colors(torch.from_numpy(code)), images, c2w, subject.fovy)
+
+
+def save_splats(gaussians: Gaussians, job: Path) -> None:
+    """`splats.npz`, which remembers the triangles, and `splats.ply` for other programs."""
+    values = {name: value for name, value in vars(gaussians).items() if value is not None}
+    write_ply(job / "splats.ply", gaussians)
+    write_npz(job / "splats.npz", **{name: value.detach().cpu().numpy() for name, value in values.items()})
+
+
+def load_splats(job: Path) -> Gaussians:
+    """Raises `UserError` where the file is missing or damaged."""
+    names = tuple(field.name for field in fields(Gaussians))
+    return Gaussians(**{name: torch.from_numpy(value) for name, value in read_npz(job / "splats.npz", names).items()})

@@ -213,6 +213,8 @@ def check_output(output: str, source: Path) -> None:
 def check_writable(path: Path) -> None:
     """Makes the file's folder, and tries to write there. Raises `UserError`."""
     try:
+        if "\0" in str(path):
+            raise ValueError("its name holds a zero character")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")

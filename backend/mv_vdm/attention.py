@@ -16,7 +16,7 @@ from torch import nn
 
 from .positions import cached_cell_codes, cached_sine_table_2d
 
-CELL_LOGIT = 12.0  # logit of a cell's own code at the start: about 9/10 of the weight within one cell's distance
+CELL_LOGIT = 30.0  # logit of a cell's own code at the start: more than half of the weight goes to the own cell
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class AlphaBlender(nn.Module):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(second, first, self.mix_factor.sigmoid())
+        return torch.lerp(second, first, self.mix_factor.sigmoid().to(first.dtype))
 
 
 class SpatioTemporalProcessor(nn.Module):

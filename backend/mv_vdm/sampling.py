@@ -1,0 +1,226 @@
+"""From noise to latents: guidance, solvers and FreeInit (paper section 4.1; reference facts, "Sampling pipeline").
+
+The solvers see clean latents (x0) whatever the network predicts: guidance, the step preview, clamping and the difference to
+frame 0 are then the same few lines for every model, and diffusers' schedulers run with ``prediction_type="sample"``.
+Latents are [n, c, f, h, w]: n views of one clip. Frame 0 is given and stays what it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+from .unet import MVVDMUNet
+
+SOLVERS = ("ddim", "dpm")
+FREEINIT_STOP = 0.25  # stop frequency in space and time, the released setting
+FREEINIT_ORDER = 4  # of the Butterworth filter
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to sample; the defaults are the paper's.
+
+    steps: network evaluations per pass (DDIM with 25).
+    guidance_scale: 7.5 for the released model; at 1 or below guidance is skipped, which halves the work. The starter model
+        predicts clean latents and needs little: 1 to 1.5.
+    freeinit_iterations: passes in all; the released pipeline runs 3, and 1 means no FreeInit.
+    solver: "ddim", with the time spacing of the model's scheduler, or "dpm" (DPM-Solver++ 2M), as good in fewer steps, for
+        models whose last timestep keeps some signal.
+    clean_clamp: clean latents are clamped to +- this; None for the released model.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    freeinit_iterations: int = 3
+    solver: str = "ddim"
+    clean_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"The solver {self.solver!r} is none of {', '.join(SOLVERS)}.")
+        if self.steps < 1 or self.freeinit_iterations < 1:
+            raise ValueError("Sampling needs at least one step and one pass.")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over all FreeInit passes: what progress counts to."""
+        return self.steps * self.freeinit_iterations
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the network is told, per view; n is the number of views, or views times samples."""
+
+    text: torch.Tensor  # [n, tokens, d]
+    image: torch.Tensor  # [n, D], CLIP image embeddings; zeros where unconditional
+    camera: torch.Tensor  # [n, 16]
+    pooled_text: torch.Tensor | None = None  # [n, d]
+
+    def joined(self, other: "Conditions") -> "Conditions":
+        """These and the other's as one batch of two samples."""
+        return Conditions(
+            text=torch.cat([self.text, other.text]),
+            image=torch.cat([self.image, other.image]),
+            camera=torch.cat([self.camera, other.camera]),
+            pooled_text=None if self.pooled_text is None else torch.cat([self.pooled_text, other.pooled_text]),
+        )
+
+    def predict(
+        self, unet: MVVDMUNet, latents: torch.Tensor, timestep: torch.Tensor | int, num_views: int
+    ) -> torch.Tensor:
+        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned as float32."""
+        return unet(
+            latents.to(self.text.dtype),
+            timestep,
+            self.text,
+            self.camera,
+            self.image,
+            num_views=num_views,
+            pooled_text=self.pooled_text,
+        ).float()
+
+
+class StepCallback(Protocol):
+    """Called after every step; ``clean`` [n, c, f, h, w] is the current guess of the result. It may raise to cancel."""
+
+    def __call__(self, step: int, total: int, clean: torch.Tensor) -> None: ...
+
+
+def guided_prediction(
+    unet: MVVDMUNet,
+    latents: torch.Tensor,
+    timestep: torch.Tensor | int,
+    conditional: Conditions,
+    unconditional: Conditions,
+    scale: float,
+) -> torch.Tensor:
+    """Classifier-free guidance, p_u + s (p_c - p_u), in one batch with the unconditional half first."""
+    views = len(latents)
+    if scale <= 1.0:
+        return conditional.predict(unet, latents, timestep, views)
+    both = unconditional.joined(conditional)
+    without, with_text = both.predict(unet, torch.cat([latents, latents]), timestep, views).chunk(2)
+    return without + scale * (with_text - without)
+
+
+def clean_estimate(
+    prediction: torch.Tensor, latents: torch.Tensor, signal: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The clean latents that a prediction means; ``signal`` is alphas_cumprod at the timestep."""
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":
+        return signal.sqrt() * latents - (1 - signal).sqrt() * prediction
+    return (latents - (1 - signal).sqrt() * prediction) / signal.sqrt()
+
+
+def make_solver(scheduler: DDIMScheduler, solver: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """A fresh solver on the model's noise schedule that steps with clean latents."""
+    if solver == "ddim":
+        return DDIMScheduler.from_config(scheduler.config, prediction_type="sample", clip_sample=False)
+    if scheduler.alphas_cumprod[-1] <= 1e-6:
+        raise ValueError("The dpm solver can't start at a timestep without any signal; this model needs ddim.")
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        beta_start=scheduler.config.beta_start,
+        beta_end=scheduler.config.beta_end,
+        beta_schedule=scheduler.config.beta_schedule,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        prediction_type="sample",
+        timestep_spacing="trailing",  # with few steps the first must be at the noise that the latents start from
+    )
+
+
+def low_pass_filter(frames: int, height: int, width: int) -> torch.Tensor:
+    """FreeInit's Butterworth mask [f, h, w] in fftshift-ed order; its centre is at index size / 2 of every axis."""
+    axes = [2 * torch.arange(size, dtype=torch.float64) / size - 1 for size in (frames, height, width)]
+    grid = torch.meshgrid(*axes, indexing="ij")
+    distance = sum(axis.square() for axis in grid)
+    return (1 / (1 + (distance / FREEINIT_STOP**2) ** FREEINIT_ORDER)).float()
+
+
+def reinitialise_noise(
+    result: torch.Tensor, first_noise: torch.Tensor, fresh_noise: torch.Tensor, last_signal: torch.Tensor
+) -> torch.Tensor:
+    """FreeInit: the low frequencies of the re-noised result, the high ones of fresh noise. All [n, c, f, h, w].
+
+    Args:
+        result: the latents of the previous pass, without frame 0.
+        first_noise: what the first pass started from.
+        last_signal: alphas_cumprod at the last timestep.
+    """
+    axes = (-3, -2, -1)
+    noised = last_signal.sqrt() * result + (1 - last_signal).sqrt() * first_noise
+    mask = low_pass_filter(*result.shape[2:]).to(result.device)
+    low, high = (torch.fft.fftshift(torch.fft.fftn(part, dim=axes), dim=axes) for part in (noised, fresh_noise))
+    mixed = low * mask + high * (1 - mask)
+    return torch.fft.ifftn(torch.fft.ifftshift(mixed, dim=axes), dim=axes).real
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The network, its noise schedule and what its output means."""
+
+    unet: MVVDMUNet
+    scheduler: DDIMScheduler
+    residual_to_first_frame: bool = False  # the output is the difference to frame 0; only with "sample" prediction
+
+    def clean(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditional: Conditions,
+        unconditional: Conditions,
+        settings: SamplerSettings,
+    ) -> torch.Tensor:
+        """The guided guess of the clean latents [n, c, f, h, w] from noisy ones whose frame 0 is clean."""
+        output = guided_prediction(
+            self.unet, latents, timestep, conditional, unconditional, settings.guidance_scale
+        )
+        if self.residual_to_first_frame:
+            output = output + latents[:, :, :1]
+        signal = self.scheduler.alphas_cumprod[int(timestep)].to(latents.device)
+        clean = clean_estimate(output, latents, signal, self.scheduler.config.prediction_type)
+        return clean if settings.clean_clamp is None else clean.clamp(-settings.clean_clamp, settings.clean_clamp)
+
+
+def sample_latents(
+    denoiser: Denoiser,
+    first_frame: torch.Tensor,
+    draw_noise: Callable[[], torch.Tensor],
+    conditional: Conditions,
+    unconditional: Conditions,
+    settings: SamplerSettings,
+    callback: StepCallback | None = None,
+) -> torch.Tensor:
+    """Samples frames 1.. of a clip.
+
+    Args:
+        first_frame: clean latents of frame 0, [n, c, h, w], float32.
+        draw_noise: gives N(0, 1) noise [n, c, f - 1, h, w]; called at the start and for every further FreeInit pass.
+
+    Returns:
+        Latents [n, c, f, h, w] with ``first_frame`` as frame 0.
+    """
+    first = first_frame[:, :, None]
+    first_noise = noise = draw_noise()
+    last_signal = denoiser.scheduler.alphas_cumprod[-1].to(first.device)
+    for iteration in range(settings.freeinit_iterations):
+        if iteration > 0:
+            noise = reinitialise_noise(latents[:, :, 1:], first_noise, draw_noise(), last_signal)
+        latents = torch.cat([first, noise], dim=2)
+        solver = make_solver(denoiser.scheduler, settings.solver)
+        solver.set_timesteps(settings.steps)
+        for index, timestep in enumerate(solver.timesteps):
+            clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
+            latents = solver.step(clean, timestep, latents, return_dict=False)[0]
+            # Frame 0 is known: whatever was predicted for it is thrown away.
+            latents = torch.cat([first, latents[:, :, 1:]], dim=2)
+            if callback is not None:
+                done = iteration * settings.steps + index + 1
+                callback(done, settings.total_steps, torch.cat([first, clean[:, :, 1:]], dim=2))
+    return latents

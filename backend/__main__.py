@@ -93,17 +93,16 @@ def _weights_list(options: argparse.Namespace) -> int:
 
 def _weights_verify(options: argparse.Namespace) -> int:
     from backend import weights
+    from backend.mv_vdm.checkpoints import verify_manifest
     from backend.protocol import UserError
 
     try:
-        faults = weights.verify(weights.find(options.weights))
+        verify_manifest(weights.find(options.weights))
     except UserError as error:
-        faults = [f"{error.message} {error.hint}"]
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    if not faults:
-        print(f"{options.weights}: every file is whole.")
-    return 1 if faults else 0
+        print(f"{error.message} {error.hint}", file=sys.stderr)
+        return 1
+    print(f"{options.weights}: every file is whole.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the models' weights lie, and whether they are whole. Reads headers only; nothing is ever unpickled."""
+"""Where the models' weights lie, and which model is meant."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from backend.protocol import UserError, read_json
 
 NAMES = ("starter", "animate3d")
 CONFIG = "model.json"
-CHECKSUMS = "SHA256SUMS"  # lines as sha256sum writes them; optional
 _SOURCE = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -55,33 +52,3 @@ def identity(folder: Path) -> str:
     stamps = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files(folder)]
     text = f"{sorted(config(folder).items())!r}{stamps!r}"
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def verify(folder: Path) -> list[str]:
-    """One sentence per fault; empty where every file is whole."""
-    found = files(folder)
-    faults = [] if found else [f"There are no .safetensors files in {folder}."]
-    for path in found:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            faults.append(f"{path} is damaged: {error}.")
-    return faults + _wrong_checksums(folder)
-
-
-def _wrong_checksums(folder: Path) -> list[str]:
-    listing = folder / CHECKSUMS
-    if not listing.is_file():
-        return []
-    faults = []
-    for line in listing.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition(" ")
-        path = folder / name.strip().lstrip("*")
-        if not path.is_file():
-            faults.append(f"{path} is missing.")
-            continue
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                faults.append(f"{path} is not the published file.")
-    return faults

@@ -1,9 +1,9 @@
 """The three attention layers of MV-VDM, as diffusers attention processors that own their extra weights.
 
-One token layout everywhere: ``[(b f n), l, c]`` with b samples, f frames, n views and l = height * width cells. It is the
-channels-last view of the images that the convolutions see, and it turns both "all views of a frame" and "all frames
-of a cell" into plain views of the same memory, so no layer here copies its queries, keys or values to regroup them
-(except cross-attention, whose text differs per view).
+One token layout everywhere: ``[(b f n), l, c]`` with b samples, f frames, n views and l = height * width cells. It is
+the channels-last view of the images that the convolutions see, and it turns both "all views of a frame" and "all
+frames of a cell" into plain views of the same memory, so no layer here copies its queries, keys or values to regroup
+them (except cross-attention, whose text differs per view).
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class MultiViewI2VProcessor(nn.Module):
             self._start_near_identity(channels, heads)
 
     def _start_near_identity(self, channels: int, heads: int) -> None:
-        """Let every cell see its own cell of frame 0 from the first step (found necessary when training from scratch)."""
+        """Let every cell see its own cell of frame 0 from the first step; trained from scratch it finds it too late."""
         self.cell_gain = nn.Parameter(torch.full([heads], (CELL_LOGIT * (channels // heads) ** 0.5) ** 0.5))
         nn.init.normal_(self.to_q_i2v.weight, std=0.1 * channels**-0.5)
         nn.init.eye_(self.to_out_i2v.weight)
@@ -138,8 +138,9 @@ class AlphaBlender(nn.Module):
 class SpatioTemporalProcessor(nn.Module):
     """The motion modules' attention: over the frames of a cell, blended with all views and cells of a frame.
 
-    The temporal branch uses the layer's own weights (AnimateDiff's) after adding the time table to q, k and v; the spatial
-    branch has its own weights, adds the sine table over the image plane (the same in every view), and never sees time.
+    The temporal branch uses the layer's own weights (AnimateDiff's) after adding the time table to q, k and v; the
+    spatial branch has its own weights, adds the sine table over the image plane (the same in every view), and never
+    sees time.
     """
 
     def __init__(self, channels: int, max_frames: int):
@@ -164,9 +165,7 @@ class SpatioTemporalProcessor(nn.Module):
 
     def _over_views(self, attn: Attention, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
         """tokens: [(b f), n, l, c] -> [(b f), (n l), c], all views and cells of a frame attending to each other."""
-        table = cached_sine_table_2d(
-            layout.height, layout.width, tokens.shape[3], tokens.device, tokens.dtype
-        )
+        table = cached_sine_table_2d(layout.height, layout.width, tokens.shape[3], tokens.device, tokens.dtype)
         tokens = (tokens + table).flatten(1, 2)
         return self.to_out_sp(attend(self.to_q_sp(tokens), self.to_k_sp(tokens), self.to_v_sp(tokens), attn.heads))
 

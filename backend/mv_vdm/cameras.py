@@ -1,8 +1,8 @@
 """What MV-VDM is told about a camera (reference facts, "Camera conventions").
 
-World: z up, right handed. A camera is a camera-to-world matrix with columns (right, up, -lookat, position), i.e. it looks
-along its own -z. The network sees the direction only: the position is scaled to length 1, and neither distance nor field
-of view enters.
+World: z up, right handed. A camera is a camera-to-world matrix with columns (right, up, -lookat, position), i.e. it
+looks along its own -z. The network sees the direction only: the position is scaled to length 1, and neither distance
+nor field of view enters.
 """
 
 import numpy as np

@@ -30,7 +30,10 @@ def over_grey(premultiplied: torch.Tensor) -> torch.Tensor:
 
 
 def write_pictures(pixels: torch.Tensor) -> np.ndarray:
-    """Decoded pixels [..., C, H, W] in -1..1 -> uint8 [..., H, W, C]; with C = 4 premultiplied in, straight alpha out."""
+    """Decoded pixels [..., C, H, W] in -1..1 -> uint8 [..., H, W, C].
+
+    With C = 4 the colours come in premultiplied and go out with straight alpha.
+    """
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(-3, -1)
     if unit.shape[-1] == 4:
         alpha = unit[..., 3:]

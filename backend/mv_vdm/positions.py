@@ -1,8 +1,8 @@
 """Position tables that the attention layers add to their inputs.
 
 Two are the released model's: the sinusoid over time (a buffer that is stored with the weights, so diffusers'
-``SinusoidalPositionalEmbedding`` holds it) and the DETR-style sine table over the image plane below, which has no key in
-the weight files and is computed. The third, ``cell_codes``, is only used with ``i2v_near_identity_init``.
+``SinusoidalPositionalEmbedding`` holds it) and the DETR-style sine table over the image plane below, which has no key
+in the weight files and is computed. The third, ``cell_codes``, is only used with ``i2v_near_identity_init``.
 """
 
 import math
@@ -38,8 +38,8 @@ def sine_table_2d(height: int, width: int, channels: int) -> torch.Tensor:
 def cell_codes(num_views: int, height: int, width: int, channels: int) -> torch.Tensor:
     """Unit codes whose dot product is largest for the same cell of the same view.
 
-    A query and a key that both carry their cell's code prefer each other: the logit is a sum of one bump over y, one over
-    x and one over the views, so the attention weight is the product of the three.
+    A query and a key that both carry their cell's code prefer each other: the logit is a sum of one bump over y, one
+    over x and one over the views, so the attention weight is the product of the three.
 
     Returns:
         Tensor [num_views * height * width, channels]; every row has length 1.

@@ -1,7 +1,8 @@
 """From noise to latents: guidance, solvers and FreeInit (paper section 4.1; reference facts, "Sampling pipeline").
 
-The solvers see clean latents (x0) whatever the network predicts: guidance, the step preview, clamping and the difference to
-frame 0 are then the same few lines for every model, and diffusers' schedulers run with ``prediction_type="sample"``.
+The solvers see clean latents (x0) whatever the network predicts: guidance, the step preview, clamping and the
+difference to frame 0 are then the same few lines for every model, and diffusers' schedulers run with
+``prediction_type="sample"``.
 Latents are [n, c, f, h, w]: n views of one clip. Frame 0 is given and stays what it is.
 """
 
@@ -24,11 +25,11 @@ class SamplerSettings:
     """How to sample; the defaults are the paper's.
 
     steps: network evaluations per pass (DDIM with 25).
-    guidance_scale: 7.5 for the released model; at 1 or below guidance is skipped, which halves the work. The starter model
-        predicts clean latents and needs little: 1 to 1.5.
+    guidance_scale: 7.5 for the released model; at 1 or below guidance is skipped, which halves the work. The starter
+        model predicts clean latents and needs little: 1 to 1.5.
     freeinit_iterations: passes in all; the released pipeline runs 3, and 1 means no FreeInit.
-    solver: "ddim", with the time spacing of the model's scheduler, or "dpm" (DPM-Solver++ 2M), as good in fewer steps, for
-        models whose last timestep keeps some signal.
+    solver: "ddim", with the time spacing of the model's scheduler, or "dpm" (DPM-Solver++ 2M), meant for few steps
+        and only for models whose last timestep keeps some signal.
     clean_clamp: clean latents are clamped to +- this; None for the released model.
     """
 
@@ -178,9 +179,7 @@ class Denoiser:
         settings: SamplerSettings,
     ) -> torch.Tensor:
         """The guided guess of the clean latents [n, c, f, h, w] from noisy ones whose frame 0 is clean."""
-        output = guided_prediction(
-            self.unet, latents, timestep, conditional, unconditional, settings.guidance_scale
-        )
+        output = guided_prediction(self.unet, latents, timestep, conditional, unconditional, settings.guidance_scale)
         if self.residual_to_first_frame:
             output = output + latents[:, :, :1]
         signal = self.scheduler.alphas_cumprod[int(timestep)].to(latents.device)
@@ -207,12 +206,13 @@ def sample_latents(
         Latents [n, c, f, h, w] with ``first_frame`` as frame 0.
     """
     first = first_frame[:, :, None]
-    first_noise = noise = draw_noise()
+    first_noise = draw_noise()
+    latents = torch.cat([first, first_noise], dim=2)
     last_signal = denoiser.scheduler.alphas_cumprod[-1].to(first.device)
     for iteration in range(settings.freeinit_iterations):
         if iteration > 0:
             noise = reinitialise_noise(latents[:, :, 1:], first_noise, draw_noise(), last_signal)
-        latents = torch.cat([first, noise], dim=2)
+            latents = torch.cat([first, noise], dim=2)
         solver = make_solver(denoiser.scheduler, settings.solver)
         solver.set_timesteps(settings.steps)
         for index, timestep in enumerate(solver.timesteps):

@@ -1,8 +1,10 @@
 """MVVDMUNet: the denoising network of MV-VDM (paper section 3.1), assembled from diffusers' motion blocks.
 
-The blocks hold the weights under the released names; this module runs them, because diffusers' own forward passes neither
-the number of views nor the image size to the motion modules and regroups the tokens at every layer.
+The blocks hold the weights under the released names; this module runs them, because diffusers' own forward passes
+neither the number of views nor the image size to the motion modules and regroups the tokens at every layer.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -231,27 +233,34 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         images = self.conv_in(images.contiguous(memory_format=torch.channels_last))
         skips = [images]
         for block in self.down_blocks:
-            attentions = getattr(block, "attentions", [None] * len(block.resnets))
-            for resnet, attention, motion in zip(block.resnets, attentions, block.motion_modules):
-                images = run_layer(resnet, attention, motion, images, embedding, text, layout)
+            for layer in layers_of(block):
+                images = run_layer(*layer, images, embedding, text, layout)
                 skips.append(images)
             if block.downsamplers is not None:
                 images = block.downsamplers[0](images)
                 skips.append(images)
 
         mid = self.mid_block
-        images = run_layer(mid.resnets[0], mid.attentions[0], mid.motion_modules[0], images, embedding, text, layout)
+        first_layer = (mid.resnets[0], mid.attentions[0], mid.motion_modules[0])
+        images = run_layer(*first_layer, images, embedding, text, layout)
         images = run_resnet(mid.resnets[1], images, embedding)
 
         for block in self.up_blocks:
-            attentions = getattr(block, "attentions", [None] * len(block.resnets))
-            for resnet, attention, motion in zip(block.resnets, attentions, block.motion_modules):
+            for layer in layers_of(block):
                 images = torch.cat([images, skips.pop()], dim=1)
-                images = run_layer(resnet, attention, motion, images, embedding, text, layout)
+                images = run_layer(*layer, images, embedding, text, layout)
             if block.upsamplers is not None:
                 images = F.interpolate(images, size=skips[-1].shape[2:], mode="nearest")
                 images = block.upsamplers[0].conv(images)
         return self.conv_out(F.silu(self.conv_norm_out(images)))
+
+
+def layers_of(
+    block: nn.Module,
+) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | None, AnimateDiffTransformer3D]]:
+    """The layers of a down or up block; those of blocks without text have no transformer."""
+    attentions = getattr(block, "attentions", [None] * len(block.resnets))
+    return zip(block.resnets, attentions, block.motion_modules, strict=True)
 
 
 def run_layer(

@@ -1,0 +1,127 @@
+"""The paper's motion field: a HexPlane with global rigid motion and small networks (mv_vdm.md, section 6)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backend.motion.rotations import matrix_to_quaternion, quaternion_to_matrix
+
+PLANES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # xy, xz, xt, yz, yt, zt
+PAPER_RESOLUTIONS = ((50, 50, 50, 8), (100, 100, 100, 16))
+CHUNK = 65536  # points read at once: bounds memory for meshes of any size
+
+
+class HexPlane(nn.Module):
+    """`fields.MotionField`. Points are raw subject coordinates; outside [-1, 1] the border's feature counts."""
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        resolutions: tuple[tuple[int, int, int, int], ...] = PAPER_RESOLUTIONS,
+        channels: int = 16,
+        hidden: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """anchors [A, 3]: the points whose mean feature drives the global motion (the paper's: all Gaussians)."""
+        super().__init__()
+        self.register_buffer("anchors", anchors)
+        self.grids = nn.ModuleList(
+            nn.ParameterList(_new_plane(size, pair, channels, generator) for pair in PLANES) for size in resolutions
+        )
+        width = channels * len(resolutions)
+        self.delta_xyz, self.delta_rotation, self.delta_scale, self.global_rotation, self.global_translation = (
+            _new_network(width, hidden, out, generator) for out in (3, 4, 3, 3, 3)
+        )
+        self.to(anchors.device)
+
+    def features(self, points: Tensor, times: Tensor) -> Tensor:
+        """Points [N, 3] at times [T] -> [T, N, scales * channels]: product over planes, scales side by side."""
+        result = []
+        for planes in self.grids:
+            product: Tensor | None = None
+            for plane, (i, j) in zip(planes, PLANES, strict=True):
+                sampled = self._read(plane, points[:, i], points[:, j] if j < 3 else None, times)
+                product = sampled if product is None else product * sampled
+            result.append(product)
+        return torch.cat(result, dim=-1)
+
+    @staticmethod
+    def _read(plane: Tensor, width: Tensor, height: Tensor | None, times: Tensor) -> Tensor:
+        """Bilinear samples of plane [1, C, H, W] at (width, height) [N], or at every (width [N], time [T]).
+
+        -> [1 or T, N, C]
+        """
+        if height is None:
+            grid = torch.stack(torch.broadcast_tensors(width[None, :], times[:, None]), dim=-1)
+        else:
+            grid = torch.stack([width, height], dim=-1)[None]
+        sampled = functional.grid_sample(
+            plane, grid[None].to(plane.dtype), mode="bilinear", padding_mode="border", align_corners=True
+        )
+        return sampled[0].permute(1, 2, 0)
+
+    def global_motion(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """One rigid motion per time [T]: matrices [T, 3, 3] and translations [T, 3]; the identity at the start."""
+        mean = self.features(self.anchors, times).mean(dim=1)
+        roll, pitch, yaw = (2 * math.pi * self.global_rotation(mean).sigmoid() - math.pi).unbind(-1)
+        return euler_matrix(roll, pitch, yaw), 2 * self.global_translation(mean).sigmoid() - 1
+
+    def deform(self, points: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Points [N, 3] at times [T] -> positions [T, N, 3], rotations [T, N, 4] of points at rest orientation."""
+        turn, shift = self.global_motion(times)
+        parts = [self._deform(points[k : k + CHUNK], times, turn, shift) for k in range(0, len(points), CHUNK)]
+        return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts], dim=1)
+
+    def _deform(self, points: Tensor, times: Tensor, turn: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        feature = self.features(points, times)
+        positions = points @ turn.transpose(-1, -2) + shift[:, None] + self.delta_xyz(feature)
+        whole = matrix_to_quaternion(turn)[:, None]
+        return positions, functional.normalize(whole + self.delta_rotation(feature), dim=-1)
+
+    def deform_gaussians(
+        self, means: Tensor, quaternions: Tensor, scales: Tensor, times: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """means [N, 3], quaternions [N, 4], scales [N, 3] at times [T] -> the same with a leading [T].
+
+        Exactly as the reference: the global rotation turns the Gaussian, then the rotation delta is added to its
+        quaternion. The scales are those of refinement; reconstruction keeps the static ones.
+        """
+        turn, shift = self.global_motion(times)
+        feature = self.features(means, times)
+        positions = means @ turn.transpose(-1, -2) + shift[:, None] + self.delta_xyz(feature)
+        turned = matrix_to_quaternion(turn[:, None] @ quaternion_to_matrix(quaternions)[None])
+        rotations = functional.normalize(turned + self.delta_rotation(feature), dim=-1)
+        return positions, rotations, scales * self.delta_scale(feature).exp()
+
+
+def euler_matrix(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:
+    """Rz(yaw) Ry(pitch) Rx(roll), each [...], as [..., 3, 3]."""
+    cr, sr, cp, sp, cy, sy = roll.cos(), roll.sin(), pitch.cos(), pitch.sin(), yaw.cos(), yaw.sin()
+    rows = [
+        cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr,
+        sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr,
+        -sp, cp * sr, cp * cr,
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def _new_plane(
+    size: tuple[int, int, int, int], pair: tuple[int, int], channels: int, generator: torch.Generator | None
+) -> nn.Parameter:
+    """[1, C, size_j, size_i]: space planes start random in 0.1..0.5, those with time at 1 (no motion anywhere)."""
+    shape = (1, channels, size[pair[1]], size[pair[0]])
+    if 3 in pair:
+        return nn.Parameter(torch.ones(shape))
+    return nn.Parameter(torch.rand(shape, generator=generator) * 0.4 + 0.1)
+
+
+def _new_network(width: int, hidden: int, out: int, generator: torch.Generator | None) -> nn.Sequential:
+    """Linear, ReLU, Linear without biases; the last one starts at zero, so that nothing moves."""
+    first, last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, out, bias=False)
+    nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5), generator=generator)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(first, nn.ReLU(), last)

@@ -1,0 +1,200 @@
+"""Poses of a rig's bones from correspondences: robust reprojection error, Gauss-Newton, all frames at once.
+
+Every frame starts from the rest pose: correspondences are absolute, so nothing has to be tracked from frame to frame.
+Coarse to fine is done by stiffness: with strong links the bones move like one body, then like limbs, then freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.motion.bones import Rig
+from backend.motion.correspondence import Correspondences
+from backend.motion.rotations import rotation_vector_to_matrix
+
+BONES_PER_POINT = 4  # the others' weights are negligible
+DAMPING = 1e-4
+
+
+@dataclass(frozen=True)
+class RigFitSettings:
+    """Weights are relative to one correspondence per pixel of a 64 pixel picture; lengths in subject units."""
+
+    bones: int = 64
+    samples: int = 40000
+    code_threshold: float = 0.12  # loose: strict acceptance throws limbs away (fit_findings, degraded video)
+    stiffness: tuple[float, ...] = (100.0, 10.0, 1.0, 0.3, 0.1, 0.03)  # of the links, coarse to fine
+    robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
+    steps: int = 4  # Gauss-Newton steps at each stiffness
+    temporal: float = 0.3  # pulls each bone to the mean of its neighbours in time: against jitter
+    prior: float = 0.01  # to the rest pose; decides only what nothing else does
+    max_per_frame: int = 3000  # correspondences; more add time, not accuracy
+
+
+@dataclass(frozen=True)
+class Observations:
+    """N correspondences of all frames, ready for the solver; each hangs on K bones."""
+
+    frame: Tensor  # [N] int, 0 for the first moving frame
+    rest: Tensor  # [N, 3]
+    bones: Tensor  # [N, K] int
+    weights: Tensor  # [N, K]
+    camera: Tensor  # [N, 3, 4] subject space to camera
+    target: Tensor  # [N, 2]: x / depth and y / depth at which the camera sees it
+    confidence: Tensor  # [N]
+
+
+def observe(
+    found: Correspondences, samples: np.ndarray, skin: Tensor, cameras: np.ndarray, fovy: float, limit: int
+) -> Observations:
+    """samples [M, 3] at rest, skin [M, B] their weights, cameras [4, 4, 4]; at most `limit` per frame, by chance."""
+    focal = 0.5 * found.size / np.tan(np.radians(fovy) / 2)
+    shuffled = np.random.default_rng(0).permutation(len(found.frame))
+    order = shuffled[np.argsort(found.frame[shuffled], kind="stable")]
+    frame = found.frame[order]
+    count = np.bincount(frame, minlength=1)
+    place = np.arange(len(frame)) - (np.cumsum(count) - count)[frame]
+    index, frame = order[place < limit], frame[place < limit]
+    # Density as in a 64 pixel picture, whatever the resolution: keeps the balance with the links.
+    density = (64.0 / found.size) ** 2 * np.maximum(count[frame] / limit, 1.0)
+    target = (found.pixel[index] - 0.5 * found.size) * np.array([1.0, -1.0]) / focal
+    sample = torch.from_numpy(found.sample[index]).to(skin.device)
+    weights, bones = skin[sample].topk(min(BONES_PER_POINT, skin.shape[1]), dim=1)
+    make = {"dtype": skin.dtype, "device": skin.device}
+    return Observations(
+        torch.tensor(frame - 1, device=skin.device),
+        torch.tensor(samples[found.sample[index]], **make),
+        bones,
+        weights / weights.sum(dim=1, keepdim=True),
+        torch.tensor(np.linalg.inv(cameras)[found.view[index], :3], **make),
+        torch.tensor(target, **make),
+        torch.tensor(found.weight[index] * density, **make),
+    )
+
+
+def fit_rig(
+    rig: Rig, seen: Observations, frames: int, settings: RigFitSettings, step_done: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones about their centres; frame 0 is the rest."""
+    bones = len(rig.centres)
+    rotations = torch.eye(3).to(rig.centres).repeat(frames, bones, 1, 1)
+    translations = torch.zeros(frames, bones, 3).to(rig.centres)
+    for stiffness, robust in zip(settings.stiffness, settings.robust, strict=True):
+        for _ in range(settings.steps):
+            system = _System(rig, rotations, translations)
+            system.add_pixels(seen, robust)
+            system.add_links(stiffness)
+            system.add_time(settings.temporal)
+            system.add_prior(settings.prior)
+            turn, shift = system.solve()
+            rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
+            translations[1:] += shift
+            step_done()
+    return rotations, translations
+
+
+class _System:
+    """Normal equations of each moving frame (T = F - 1) in (turn, shift) [B, 6] of the bones, about the present pose."""
+
+    def __init__(self, rig: Rig, rotations: Tensor, translations: Tensor) -> None:
+        """rotations [F, B, 3, 3], translations [F, B, 3]."""
+        self.rig, self.all_rotations, self.all_translations = rig, rotations, translations
+        self.rotations, self.translations = rotations[1:], translations[1:]
+        self.frames, self.bones = self.translations.shape[:2]
+        self.blocks = translations.new_zeros(self.frames * self.bones * self.bones, 36)
+        self.right = translations.new_zeros(self.frames * self.bones, 6)
+
+    def _add(self, frame: Tensor, bones: Tensor, jacobian: Tensor, residual: Tensor, weight: Tensor) -> None:
+        """frame [N], bones [N, K], jacobian [N, R, K, 6], residual [N, R], weight [N]."""
+        scaled = jacobian * weight[:, None, None, None]
+        gradient = torch.einsum("nrki,nr->nki", scaled, residual)
+        flat = jacobian.flatten(2)
+        product = (scaled.flatten(2).transpose(1, 2) @ flat).unflatten(1, (-1, 6)).unflatten(3, (-1, 6))
+        row = frame[:, None] * self.bones + bones  # [N, K]
+        block = row[:, :, None] * self.bones + bones[:, None, :]
+        self.blocks.index_add_(0, block.reshape(-1), product.transpose(2, 3).reshape(-1, 36))
+        self.right.index_add_(0, row.reshape(-1), -gradient.reshape(-1, 6))
+
+    def add_pixels(self, seen: Observations, robust: float) -> None:
+        """Reprojection error, Geman-McClure of width `robust` (a length beside the object)."""
+        centres = self.rig.centres[seen.bones]  # [N, K, 3]
+        turned = self.rotations[seen.frame[:, None], seen.bones] @ (seen.rest[:, None] - centres)[..., None]
+        arms = turned[..., 0]
+        posed = arms + centres + self.translations[seen.frame[:, None], seen.bones]
+        moved = (seen.weights[..., None] * posed).sum(dim=1)
+        in_camera = (seen.camera[..., :3] @ moved[..., None])[..., 0] + seen.camera[..., 3]
+        depth = (-in_camera[:, 2:]).clamp_min(0.1)
+        ray = in_camera[:, :2] / depth
+        error = (ray - seen.target) * depth
+        # Change of the error by a shift in subject space; for the change of depth, the error itself is left out.
+        along = (seen.camera[:, :2, :3] + ray[..., None] * seen.camera[:, 2:, :3])[:, :, None]  # [N, 2, 1, 3]
+        along = along.expand(-1, -1, arms.shape[1], -1)
+        turn = torch.linalg.cross(arms[:, None].expand_as(along), along)
+        jacobian = torch.cat([turn, along], dim=-1) * seen.weights[:, None, :, None]
+        squared = (error**2).sum(dim=-1)
+        weight = seen.confidence * (robust**2 / (robust**2 + squared)) ** 2
+        self._add(seen.frame, seen.bones, jacobian, error, weight)
+
+    def add_links(self, stiffness: float) -> None:
+        """Neighbouring bones agree on where their joints are: the edge term of embedded deformation."""
+        sides = []
+        for bone in self.rig.links.unbind(-1):
+            arms = (self.rotations[:, bone] @ (self.rig.joints - self.rig.centres[bone])[..., None])[..., 0]
+            place = arms + self.rig.centres[bone] + self.translations[:, bone]  # [T, E, 3]
+            sides.append((place.flatten(0, 1), _rigid_jacobian(arms).flatten(0, 1)))
+        (here, by_first), (there, by_second) = sides
+        frame = torch.arange(self.frames, device=here.device).repeat_interleave(len(self.rig.links))
+        jacobian = torch.stack([by_first, -by_second], dim=2)  # [T E, 3, 2, 6]
+        weight = stiffness * self.rig.strength.repeat(self.frames)
+        self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, here - there, weight)
+
+    def add_time(self, weight: float) -> None:
+        """Each bone lies half-way between its poses of the frames before and after (those of the last step)."""
+        if self.frames < 2:
+            return
+        rotations, translations = self.all_rotations, self.all_translations
+        # A bone counts as four points: its centre and one along each axis.
+        points = torch.cat([torch.zeros(1, 3), torch.eye(3)]).to(translations) * 0.5 * self.rig.spread
+        arms = points @ rotations[1:-1].transpose(-1, -2)  # [T - 1, B, 4, 3]
+        between = 0.5 * (rotations[:-2] + rotations[2:])
+        target = points @ between.transpose(-1, -2) + 0.5 * (translations[:-2] + translations[2:])[:, :, None]
+        error = (arms + translations[1:-1, :, None] - target).flatten(0, 1)  # [(T - 1) B, 4, 3]
+        jacobian = _rigid_jacobian(arms).flatten(0, 1).flatten(1, 2)  # [(T - 1) B, 12, 6]
+        self._add_own(jacobian, error.flatten(1), weight)
+
+    def add_prior(self, weight: float) -> None:
+        """A weak pull of each bone's shift to zero."""
+        jacobian = torch.eye(6).to(self.translations)[3:].expand(self.frames * self.bones, 3, 6)
+        self._add_own(jacobian, self.translations.flatten(0, 1), weight)
+
+    def _add_own(self, jacobian: Tensor, residual: Tensor, weight: float) -> None:
+        """Terms of one bone each, from the first frame on: jacobian [n B, R, 6], residual [n B, R]."""
+        count = len(jacobian)
+        frame = torch.arange(count, device=jacobian.device) // self.bones
+        bone = torch.arange(count, device=jacobian.device) % self.bones
+        self._add(frame, bone[:, None], jacobian[:, :, None], residual, torch.full_like(residual[:, 0], weight))
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """The step: turns [T, B, 3], at most a radian long, and shifts [T, B, 3]."""
+        matrix = self.blocks.view(self.frames, self.bones, self.bones, 6, 6).transpose(2, 3)
+        matrix = matrix.reshape(self.frames, 6 * self.bones, 6 * self.bones).double()
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        diagonal += 1e-6 + DAMPING * diagonal
+        factor = torch.linalg.cholesky(matrix)
+        right = self.right.view(self.frames, -1, 1).double()
+        step = torch.cholesky_solve(right, factor).to(self.right).view(self.frames, self.bones, 6)
+        turn, shift = step.split(3, dim=-1)
+        return turn / turn.norm(dim=-1, keepdim=True).clamp_min(1.0), shift
+
+
+def _rigid_jacobian(arms: Tensor) -> Tensor:
+    """d(position) / d(turn, shift) [..., 3, 6] of a point at `arms` [..., 3] from its bone's centre."""
+    x, y, z = arms.unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = [zero, z, -y, one, zero, zero, -z, zero, x, zero, one, zero, y, -x, zero, zero, zero, one]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 6))

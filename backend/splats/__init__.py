@@ -1,6 +1,6 @@
 """Gaussians on a mesh and the rasterizers that draw them."""
 
-from .appearance import AppearanceSettings, refine_shape, solve_colors, with_colors
+from .appearance import AppearanceSettings, refine_shape, solve_colors
 from .gaussians import Gaussians, from_mesh
 from .ply import read_ply, write_ply
 from .rasterize import rasterize
@@ -13,6 +13,5 @@ __all__ = [
     "read_ply",
     "refine_shape",
     "solve_colors",
-    "with_colors",
     "write_ply",
 ]

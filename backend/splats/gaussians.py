@@ -8,18 +8,20 @@ from torch import Tensor
 
 from .sampling import sample_surface, spacing
 
-FLATNESS = 0.1
+FLATNESS = 0.05
 """Thickness along the normal, as a fraction of the size on the surface."""
-COVERAGE = 0.55
+COVERAGE = 0.65
 """Standard deviation on the surface, as a fraction of the distance to the neighbours: neighbours blend without holes."""
 START_OPACITY = 0.95
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """N Gaussians in world units. `face` and `barycentric` bind them to a mesh; both are None for free ones.
+    """N Gaussians in world units. `face`, `barycentric` and `offset` bind them to a mesh; all are None for free ones.
 
-    A bound Gaussian's mean lies on its triangle and its axes are the triangle's: x along the first edge, z along the normal.
+    A bound Gaussian's axes are its triangle's: x along the first edge, z along the normal. Its mean lies on the triangle,
+    or `offset` off it along the normal: the screen-space dilation makes every splat bulge, and sinking them a little
+    under the surface puts the silhouette back where it belongs.
     """
 
     means: Tensor  # [N, 3]
@@ -29,6 +31,7 @@ class Gaussians:
     colors: Tensor  # [N, 3] in 0..1
     face: Tensor | None = None  # [N] int64
     barycentric: Tensor | None = None  # [N, 3]
+    offset: Tensor | None = None  # [N] world units along the normal
 
     def __len__(self) -> int:
         return len(self.means)
@@ -54,11 +57,13 @@ class Gaussians:
         Raises:
             ValueError: the Gaussians are not bound to a mesh.
         """
-        if self.face is None or self.barycentric is None:
+        if self.face is None or self.barycentric is None or self.offset is None:
             raise ValueError("These Gaussians are not bound to a mesh, so vertices cannot move them.")
         corners = vertices[..., faces[self.face], :]  # [..., N, 3, 3]
+        frames = _triangle_frames(corners)
         means = (self.barycentric[..., None].to(corners) * corners).sum(-2)
-        return means, matrices_to_quaternions(_triangle_frames(corners))
+        means = means + self.offset[:, None].to(corners) * frames[..., 2]
+        return means, matrices_to_quaternions(frames)
 
 
 def from_mesh(vertices: Tensor, faces: Tensor, count: int, seed: int = 0) -> Gaussians:
@@ -100,6 +105,7 @@ def from_mesh(vertices: Tensor, faces: Tensor, count: int, seed: int = 0) -> Gau
         torch.full((count, 3), 0.5),
         torch.from_numpy(face),
         torch.from_numpy(barycentric).float(),
+        torch.zeros(count),
     )
 
 

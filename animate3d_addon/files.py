@@ -8,7 +8,9 @@ that keeps its objects and parents as they are. A .blend file is opened as it is
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import meshes, precheck
+from . import complete, meshes, precheck
 from .quiet import quiet
 from .shared import protocol
 
@@ -168,16 +170,29 @@ def save(path: Path, objects: Sequence[bpy.types.Object]) -> None:
             raise IsADirectoryError(21, "Is a directory")
         part.touch()
         part.unlink()
+        if path.suffix.lower() == ".abc" and shutil.disk_usage(path.parent).free < _alembic_size(objects):
+            raise _DISK_FULL  # which would end the whole process: Alembic's writer doesn't catch its own exception
         with quiet(), _only_selected(objects):
             _EXPORTERS[path.suffix.lower()](str(part))
-        if not part.exists() or part.stat().st_size == 0:
-            raise OSError(28, "No space left on device")
+        if not complete.is_complete(part):
+            raise _DISK_FULL
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else "the exporter failed"
         raise protocol.UserError(f"“{path}” can't be written ({reason}).", "Choose another place.") from error
+
+
+_DISK_FULL = OSError(errno.ENOSPC, "the disk is full")
+
+
+def _alembic_size(objects: Sequence[bpy.types.Object]) -> int:
+    """About how many bytes: a position per vertex and a normal per corner on every frame."""
+    scene = bpy.context.scene
+    surfaces = [obj.data for obj in objects if obj.type == "MESH"]
+    per_frame = sum(12 * (len(mesh.vertices) + len(mesh.loops)) for mesh in surfaces)
+    return 2**20 + (scene.frame_end - scene.frame_start + 1) * per_frame
 
 
 def _save_glb(path: str) -> None:

@@ -37,6 +37,8 @@ def check(path: Path, readable: tuple[str, ...]) -> None:
             _Gltf(path).check()
         elif suffix == ".ply":
             _check_ply(path)
+        elif suffix == ".stl":
+            _check_stl(path)
     except OSError as error:
         raise protocol.UserError(
             f"“{path.name}” can't be read ({error.strerror}).", "Check its permissions."
@@ -236,3 +238,13 @@ def _check_ply(path: Path) -> None:
             f"“{path.name}” holds Gaussian splats; splats as input come in a later version.", "Use a mesh."
         )
     raise protocol.UserError(f"“{path.name}” has points but no faces.", "Use a mesh.")
+
+
+def _check_stl(path: Path) -> None:
+    """Binary files say how long they are; text files say what they are."""
+    with path.open("rb") as file:
+        head = file.read(LARGEST_HEADER)
+    text = head.lstrip()[:5].lower() == b"solid" and b"facet" in head.lower()
+    binary = len(head) >= 84 and path.stat().st_size >= 84 + 50 * struct.unpack_from("<I", head, 80)[0] > 84
+    if not text and not binary:
+        raise damaged(path, "it is not an STL file")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -12,8 +14,9 @@ from collections.abc import Iterator
 def quiet() -> Iterator[None]:
     """Sends everything written to standard output and standard error to nowhere, C++ prints included.
 
-    Works on file descriptors, because Blender's own messages never pass through `sys.stdout`. A process without
-    standard streams (Blender on Windows started from its icon) has nothing to silence.
+    On two levels: Blender's own messages never pass through `sys.stdout`, and where someone replaced that (a test, a
+    console inside Blender), add-ons' messages never reach the file descriptors. A process without standard streams
+    (Blender on Windows started from its icon) has no descriptors to silence.
     """
     saved: list[tuple[int, int]] = []
     _flush()
@@ -25,7 +28,9 @@ def quiet() -> Iterator[None]:
         for descriptor, _ in saved:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
-        yield
+        # Never closed by us: loggers that are set up meanwhile hold on to it.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         _flush()
         for descriptor, copy in saved:
@@ -34,8 +39,11 @@ def quiet() -> Iterator[None]:
 
 
 def _flush() -> None:
+    """What is still in Python's and in C's own buffers goes where it was meant to go when it was printed."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # A closed pipe at the other end is the reader's business.
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+    c_library = ctypes.cdll.ucrtbase if os.name == "nt" else ctypes.CDLL(None)
+    c_library.fflush(None)

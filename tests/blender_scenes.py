@@ -138,10 +138,8 @@ def snapshot() -> dict:
     for owner in (scene, scene.render, scene.view_settings, scene.render.image_settings, scene.cycles):
         for prop in owner.bl_rna.properties:
             if prop.type in ("BOOLEAN", "INT", "FLOAT", "STRING", "ENUM"):
-                value = getattr(owner, prop.identifier)
-                state[f"{owner.bl_rna.identifier}.{prop.identifier}"] = (
-                    str(value) if prop.type != "FLOAT" else repr(value)
-                )
+                if prop.identifier != "use_nodes":  # only warns that it will go
+                    state[f"{owner.bl_rna.identifier}.{prop.identifier}"] = str(getattr(owner, prop.identifier))
     state["selected"] = [obj.name for obj in layer.objects if obj.select_get()]
     state["active"] = layer.objects.active.name if layer.objects.active else None
     state["users"] = {each.name_full: each.users for name in collections for each in getattr(bpy.data, name)}

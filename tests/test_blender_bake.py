@@ -13,6 +13,7 @@ import blender_scenes as scenes  # noqa: E402
 from animate3d_addon import bake  # noqa: E402
 from backend import protocol  # noqa: E402
 
+DEFAULT = bake.BakeSettings()
 BATCH = bake.BakeSettings(apply_modifiers=True)
 SHEARED = np.array([[2.0, 0.5, 0.0, 3.0], [0.0, -1.0, 0.7, -2.0], [0.3, 0.0, 0.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -22,7 +23,7 @@ def empty_file():
     scenes.reset()
 
 
-def bake_and_compare(objects, tmp_path, settings=bake.BakeSettings(), tolerance=1e-5):
+def bake_and_compare(objects, tmp_path, settings=DEFAULT, tolerance=1e-5):
     """Bakes a random motion of the objects and compares every frame with it, relative to the size."""
     objects = sorted(objects, key=lambda obj: obj.name)
     subject = scenes.subject_of(objects, tmp_path)
@@ -121,7 +122,7 @@ def test_existing_keys_their_animation_and_drivers_stay(tmp_path):
     bpy.context.scene.frame_set(1)
     obj.show_only_shape_key = False
     rest = scenes.world_vertices(obj)
-    np.testing.assert_allclose(rest, scenes.CUBE + (0, 0, 0.25), atol=1e-6)
+    np.testing.assert_allclose(rest, scenes.CUBE + np.array((0, 0, 0.25)), atol=1e-6)
     obj.show_only_shape_key = True
 
     subject = scenes.subject_of([obj], tmp_path)

@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from backend.mv_vdm.cameras import camera_conditioning
+from backend.mv_vdm.cameras import camera_vectors
 from backend.mv_vdm.unet import MVVDMUNet
 from backend.protocol import condition_cameras
 from backend.training.captions import MAX_TOKENS, build_tokenizer
@@ -112,7 +112,7 @@ class StarterModel(torch.nn.Module):
         images [(b n), 3, H, W] in -1..1.
         """
         text = self.text_encoder(input_ids=tokens)
-        cameras = camera_conditioning(condition_cameras()).repeat(len(tokens), 1)
+        cameras = camera_vectors(condition_cameras()).repeat(len(tokens), 1)
         return self.unet(
             noisy,
             timestep.repeat_interleave(VIEWS),

@@ -1,0 +1,90 @@
+"""The procedural data set: motions, captions, shapes, pictures."""
+
+import numpy as np
+import pytest
+
+from backend.protocol import POSITION_CODE_RANGE, SUBJECT_RADIUS, condition_cameras, position_code
+from backend.training.captions import UNKNOWN, build_tokenizer, caption, motion_words
+from backend.training.clips import make_clip, render_clip
+from backend.training.motions import MOTIONS, animate
+from backend.training.render import render
+from backend.training.shapes import random_object
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_motion_starts_and_ends_at_rest(motion: str) -> None:
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
+    move = MOTIONS[motion].move
+    np.testing.assert_allclose(move(points, 0.0, 1.0), points, atol=1e-12)
+    np.testing.assert_allclose(move(points, 1.0, 1.0), points, atol=1e-12)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_stronger_motion_moves_further(motion: str) -> None:
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
+    reach = [np.abs(animate(motion, points, 16, strength) - points).max() for strength in (0.6, 1.0, 1.4)]
+    assert 0.05 < reach[0] < reach[1] < reach[2]
+
+
+def test_bounce_only_lifts_and_sway_keeps_its_foot() -> None:
+    points = np.array([[0.1, 0.2, -0.5], [0.0, 0.1, 0.0], [0.0, 0.0, 0.5]])
+    lifted = animate("bounce", points, 16, 1.0) - points
+    assert np.ptp(lifted, axis=1).max() < 1e-12 and lifted[..., 2].min() >= 0.0 and lifted[..., 2].max() > 0.2
+    swayed = animate("sway", points, 16, 1.0) - points
+    assert np.abs(swayed[:, 0]).max() < 1e-12 and np.abs(swayed[:, 2, 1]).max() > 0.2
+
+
+def test_every_caption_names_its_motion() -> None:
+    rng = np.random.default_rng(0)
+    words = motion_words()
+    for motion in MOTIONS:
+        for _ in range(50):
+            assert set(caption(motion, 1.0, rng).split()) & set(words[motion])
+
+
+def test_the_tokenizer_knows_all_verbs_and_survives_unknown_nouns() -> None:
+    tokenizer = build_tokenizer()
+    known = tokenizer("a cactus is swaying gently").input_ids
+    unknown = tokenizer("A Zygomorph is SWAYING gently").input_ids
+    assert tokenizer.unk_token_id not in known
+    assert unknown[2] == tokenizer.convert_tokens_to_ids(UNKNOWN) and unknown[3:] == known[3:]
+
+
+def test_a_seed_names_a_clip() -> None:
+    first, second = make_clip(3, 4), make_clip(3, 4)
+    assert first.caption == second.caption
+    np.testing.assert_array_equal(first.trajectories, second.trajectories)
+    np.testing.assert_array_equal(render_clip(first, 16), render_clip(second, 16))
+    assert make_clip(4, 4).caption != first.caption
+
+
+def test_objects_fit_subject_space() -> None:
+    for seed in range(20):
+        vertices, faces = random_object(np.random.default_rng(seed))
+        low, high = vertices.min(axis=0), vertices.max(axis=0)
+        np.testing.assert_allclose(low, -high, atol=1e-9)
+        assert np.linalg.norm(high) == pytest.approx(SUBJECT_RADIUS)
+        assert faces.min() >= 0 and faces.max() < len(vertices)
+
+
+def test_a_picture_shows_each_point_in_the_colour_of_its_place() -> None:
+    half = 0.4
+    square = np.array([[half, -half, -half], [half, half, -half], [half, half, half], [half, -half, half]])
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    colors = position_code(square, square.min(axis=0), square.max(axis=0))
+    picture = render(square, faces, colors, condition_cameras()[0], 64)  # the front camera looks along -x
+    row, column = picture[32], picture[:, 32]
+    across, down = row[row[:, 3] == 1.0, 1], column[column[:, 3] == 1.0, 2]
+    low, high = POSITION_CODE_RANGE
+    assert np.all(np.diff(across) > 0) and np.all(np.diff(down) < 0)  # camera right is +y, up is +z
+    assert [across[0], across[-1], down[-1], down[0]] == pytest.approx([low, high, low, high], abs=0.04)
+    assert picture[0, 0].max() == 0.0
+
+
+def test_a_hidden_surface_is_not_seen() -> None:
+    square = np.array([[0, -0.4, -0.4], [0, 0.4, -0.4], [0, 0.4, 0.4], [0, -0.4, 0.4]])
+    both = np.concatenate([square + [0.3, 0, 0], square - [0.3, 0, 0]])
+    faces = np.array([[4, 5, 6], [4, 6, 7], [0, 1, 2], [0, 2, 3]])
+    colors = np.repeat([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], 4, axis=0)
+    picture = render(both, faces, colors, condition_cameras()[0], 32)
+    assert picture[16, 16] == pytest.approx([1.0, 0.0, 0.0, 1.0])

@@ -122,10 +122,9 @@ def _triangle_frames(corners: Tensor) -> Tensor:
 
 def _unit(vector: Tensor) -> Tensor:
     """[..., 3] to length 1; zero stays zero, with a zero gradient instead of NaN."""
-    smallest = torch.finfo(vector.dtype).tiny
-    largest = vector.detach().abs().amax(-1, keepdim=True).clamp_min(smallest)  # squares of tiny edges would vanish
-    scaled = vector / largest
-    return scaled / scaled.square().sum(-1, keepdim=True).clamp_min(smallest).sqrt()
+    square = vector.square().sum(-1, keepdim=True)
+    fine = square > torch.finfo(vector.dtype).tiny
+    return torch.where(fine, vector / torch.where(fine, square, 1.0).sqrt(), 0.0)
 
 
 def matrices_to_quaternions(matrices: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from backend.motion.graph import SurfaceGraph, nearest_owner
 from backend.motion.rotations import matrix_to_quaternion, nearest_rotation
 
-LARGE_PART = 0.04  # a part with a bounding box diagonal above this (subject units; the object's is 1.5) may get its own bones
+LARGE_PART = 0.04  # a part with a larger bounding box diagonal (subject units) may get its own bones
 MIN_SPREAD = 0.03  # bones nearer than this to each other say nothing that 64 pixels could show
 WEIGHT_WIDTH = 0.5  # of the spread: width of the Gaussian weights
 LINKS = 5  # neighbours of each bone along the surface
@@ -62,11 +62,7 @@ class RigField:
 
     def deform(self, points: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Points [N, 3] anywhere near the surface at times [T] in -1..1 -> positions [T, N, 3], rotations [T, N, 4]."""
-        where = points.detach().cpu().numpy().astype(np.float64)
-        return self.deform_owned(points, nearest_owner(self.rig.graph, where), times)
-
-    def deform_owned(self, points: torch.Tensor, owner: np.ndarray, times: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The same for points [N, 3] whose graph nodes are known, so that touching limbs are not confused."""
+        owner = nearest_owner(self.rig.graph, points.detach().cpu().numpy().astype(np.float64))
         positions, quaternions = [], []
         for k in range(0, len(points), CHUNK):
             affine = self._affine(points[k : k + CHUNK], owner[k : k + CHUNK], times)
@@ -75,12 +71,8 @@ class RigField:
         return torch.cat(positions, dim=1), torch.cat(quaternions, dim=1)
 
     def positions(self, points: torch.Tensor, owner: np.ndarray, times: torch.Tensor) -> torch.Tensor:
-        """Positions [T, N, 3] only: rotations cost most of the time, and vertices do not need them."""
-        parts = [
-            apply_affine(self._affine(points[k : k + CHUNK], owner[k : k + CHUNK], times), points[k : k + CHUNK])
-            for k in range(0, len(points), CHUNK)
-        ]
-        return torch.cat(parts, dim=1)
+        """Positions [T, N, 3] of points [N, 3] whose graph nodes `owner` [N] are known: touching limbs stay apart."""
+        return apply_affine(self._affine(points, owner, times), points)
 
     def _affine(self, points: torch.Tensor, owner: np.ndarray, times: torch.Tensor) -> torch.Tensor:
         """Blended bone transforms [T, N, 3, 4] at points [N, 3]; between frames, linear in time."""
@@ -94,7 +86,7 @@ class RigField:
 
 
 def bone_affine(centres: torch.Tensor, rotations: torch.Tensor, translations: torch.Tensor) -> torch.Tensor:
-    """x -> R (x - c) + c + t as matrices [F, B, 3, 4]; centres [B, 3], rotations [F, B, 3, 3], translations [F, B, 3]."""
+    """x -> R (x - c) + c + t: centres c [B, 3], rotations [F, B, 3, 3], translations [F, B, 3] -> [F, B, 3, 4]."""
     shift = centres + translations - (rotations @ centres[..., None])[..., 0]
     return torch.cat([rotations, shift[..., None]], dim=-1)
 
@@ -201,15 +193,15 @@ def _links(
     strength = [1.0] * len(links)
     trees = [cKDTree(graph.nodes[part == k]) for k in range(part.max() + 1)]
     for k in range(len(trees) if len(trees) > 1 else 0):
-        for other, here, there in _contacts(graph, part, trees, k):
+        for here, there in _contacts(graph, part, trees, k):
             links.append((int(distance[here].argmin()), int(distance[there].argmin())))
             joints.append(0.5 * (graph.nodes[here] + graph.nodes[there]))
             strength.append(JOINT_STRENGTH)
     return np.array(links).reshape(-1, 2), np.array(joints).reshape(-1, 3), np.array(strength)
 
 
-def _contacts(graph: SurfaceGraph, part: np.ndarray, trees: list[cKDTree], k: int) -> list[tuple[int, int, int]]:
-    """The two parts nearest to part `k`: (part, node here, node there)."""
+def _contacts(graph: SurfaceGraph, part: np.ndarray, trees: list[cKDTree], k: int) -> list[tuple[int, int]]:
+    """Where part `k` is nearest to the two parts nearest to it: (node here, node there)."""
     mine = np.flatnonzero(part == k)
     found = []
     for other in range(len(trees)):
@@ -217,4 +209,4 @@ def _contacts(graph: SurfaceGraph, part: np.ndarray, trees: list[cKDTree], k: in
             away, index = trees[other].query(graph.nodes[mine])
             here = int(away.argmin())
             found.append((float(away[here]), other, int(mine[here]), int(np.flatnonzero(part == other)[index[here]])))
-    return [entry[1:] for entry in sorted(found)[:2]]
+    return [entry[2:] for entry in sorted(found)[:2]]

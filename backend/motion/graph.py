@@ -23,7 +23,7 @@ class SurfaceGraph:
     edges: csr_matrix  # [M, M] lengths of the connections along the surface, symmetric
     component: np.ndarray  # [M] int: which connected part a node belongs to
     owner: np.ndarray  # [V] int: the node that stands for each vertex of the subject
-    neighbours: np.ndarray  # [M, 1 + NEIGHBOURS] int: the node itself, then the nearest along the surface (or itself again)
+    neighbours: np.ndarray  # [M, 1 + NEIGHBOURS] int: itself, then the nearest along the surface
 
 
 def build_graph(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray, max_nodes: int = MAX_NODES) -> SurfaceGraph:

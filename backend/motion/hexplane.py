@@ -70,6 +70,10 @@ class HexPlane(nn.Module):
         roll, pitch, yaw = (2 * math.pi * self.global_rotation(mean).sigmoid() - math.pi).unbind(-1)
         return euler_matrix(roll, pitch, yaw), 2 * self.global_translation(mean).sigmoid() - 1
 
+    def positions(self, points: Tensor, times: Tensor) -> Tensor:
+        """Points [N, 3] at times [T] -> [T, N, 3]."""
+        return self.deform(points, times)[0]
+
     def deform(self, points: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """Points [N, 3] at times [T] -> positions [T, N, 3], rotations [T, N, 4] of points at rest orientation."""
         turn, shift = self.global_motion(times)

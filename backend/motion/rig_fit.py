@@ -28,11 +28,11 @@ class RigFitSettings:
     bones: int = 64
     samples: int = 40000
     code_threshold: float = 0.12  # loose: strict acceptance throws limbs away (fit_findings, degraded video)
-    stiffness: tuple[float, ...] = (100.0, 10.0, 1.0, 0.3, 0.1, 0.03)  # of the links, coarse to fine
+    stiffness: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the links, coarse to fine
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
-    steps: int = 4  # Gauss-Newton steps at each stiffness
-    temporal: float = 0.3  # pulls each bone to the mean of its neighbours in time: against jitter
-    prior: float = 0.01  # to the rest pose; decides only what nothing else does
+    steps: int = 3  # Gauss-Newton steps at each stiffness
+    temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
+    prior: float = 1e-4  # to the rest pose; decides only what nothing else does
     max_per_frame: int = 3000  # correspondences; more add time, not accuracy
 
 
@@ -99,7 +99,7 @@ def fit_rig(
 
 
 class _System:
-    """Normal equations of each moving frame (T = F - 1) in (turn, shift) [B, 6] of the bones, about the present pose."""
+    """Normal equations of each moving frame (T = F - 1) in (turn, shift) [B, 6] of the bones, from their present pose."""
 
     def __init__(self, rig: Rig, rotations: Tensor, translations: Tensor) -> None:
         """rotations [F, B, 3, 3], translations [F, B, 3]."""

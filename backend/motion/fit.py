@@ -1,0 +1,127 @@
+"""The motion stage: which road a video takes, and the offsets of all vertices that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from backend import protocol
+from backend.motion.bones import CHUNK, RigField, build_rig
+from backend.motion.correspondence import find_correspondences, straight_colours
+from backend.motion.fields import frame_times
+from backend.motion.graph import build_graph, nearest_owner, sample_surface
+from backend.motion.render_fit import fit_by_rendering
+from backend.motion.rig_fit import fit_rig, observe
+from backend.motion.settings import FitSettings, preset
+from backend.splats.gaussians import Gaussians
+
+Progress = Callable[[int, int], None]  # step, steps; raises to end the fit
+
+
+def fit_video(
+    subject: protocol.Subject,
+    gaussians: Gaussians | None,
+    video: protocol.Video,
+    matte: np.ndarray,
+    preset_name: str,
+    device: torch.device,
+    callback: Progress,
+) -> np.ndarray:
+    """The motion stage by preset; matte [4, F, H, W] -> offsets [F, V, 3] in subject space, frame 0 exactly zero.
+
+    Draft and standard solve position-coded videos by correspondences and render for the others; `paper` is the
+    paper, whatever the video shows. The Gaussians must have the video's colours; correspondences need none.
+    """
+    return fit_motion(subject, gaussians, video, matte, preset(preset_name), device, callback)
+
+
+def needs_gaussians(preset_name: str, appearance: str) -> bool:
+    """Whether `fit_video` will render."""
+    return not _by_correspondence(preset(preset_name), appearance)
+
+
+def _by_correspondence(settings: FitSettings, appearance: str) -> bool:
+    return settings.road == "correspondence" or (settings.road == "auto" and appearance == "position")
+
+
+def fit_motion(
+    subject: protocol.Subject,
+    gaussians: Gaussians | None,
+    video: protocol.Video,
+    matte: np.ndarray,
+    settings: FitSettings,
+    device: torch.device,
+    callback: Progress,
+) -> np.ndarray:
+    """The same with any settings -> offsets [F, V, 3] float32."""
+    frames = video.frames.shape[1]
+    if frames < 2:
+        return np.zeros((frames, len(subject.vertices), 3), np.float32)
+    if _by_correspondence(settings, video.appearance):
+        field = fit_by_correspondence(subject, video.frames, matte, settings, device, callback)
+        owner = field.rig.graph.owner
+        return read_offsets(lambda points, part, times: field.positions(points, owner[part], times), subject, frames)
+    field, _ = fit_by_rendering(subject, gaussians, video.frames, matte, settings, device, callback)
+    anchor = field.anchors.device
+    return read_offsets(lambda points, _, times: field.positions(points.to(anchor), times.to(anchor)), subject, frames)
+
+
+def fit_by_correspondence(
+    subject: protocol.Subject,
+    frames: np.ndarray,
+    matte: np.ndarray,
+    settings: FitSettings,
+    device: torch.device,
+    callback: Progress,
+) -> RigField:
+    """A rig posed by the pixels of a position-coded video: frames [4, F, H, W, C] uint8, matte [4, F, H, W]."""
+    options = settings.rig
+    steps = 2 + options.steps * len(options.stiffness)
+    graph = build_graph(subject.vertices, subject.faces, subject.weld)
+    rig = build_rig(graph, options.bones, device)
+    callback(1, steps)
+    samples = _rest_samples(subject, options.samples)
+    found = find_correspondences(
+        straight_colours(frames, matte),
+        matte,
+        samples,
+        subject.box,
+        subject.condition_c2w,
+        subject.fovy,
+        options.code_threshold,
+    )
+    skin = rig.weights(samples, nearest_owner(graph, samples))
+    seen = observe(found, samples, skin, subject.condition_c2w, subject.fovy, options.max_per_frame)
+    done = 2
+    callback(done, steps)
+
+    def step_done() -> None:
+        nonlocal done
+        done += 1
+        callback(done, steps)
+
+    return RigField(rig, *fit_rig(rig, seen, frames.shape[1], options, step_done))
+
+
+def _rest_samples(subject: protocol.Subject, count: int) -> np.ndarray:
+    """Points [M, 3] float64 all over the rest surface; the vertices where there are no faces."""
+    if not len(subject.faces):
+        return subject.vertices.astype(np.float64)
+    face, barycentric = sample_surface(subject.vertices, subject.faces, count)
+    return (barycentric[..., None] * subject.vertices[subject.faces[face]].astype(np.float64)).sum(axis=1)
+
+
+def read_offsets(
+    positions: Callable[[torch.Tensor, slice, torch.Tensor], torch.Tensor], subject: protocol.Subject, frames: int
+) -> np.ndarray:
+    """Offsets [F, V, 3] float32 of all vertices from (points [N, 3], which, times [T]) -> [T, N, 3], in chunks."""
+    offsets = np.zeros((frames, len(subject.vertices), 3), np.float32)
+    times = frame_times(frames)[1:]
+    for start in range(0, len(subject.vertices), CHUNK):
+        part = slice(start, start + CHUNK)
+        rest = torch.from_numpy(subject.vertices[part])
+        with torch.no_grad():
+            offsets[1:, part] = (positions(rest, part, times).cpu() - rest).numpy()
+    return offsets

@@ -83,7 +83,8 @@ def test_a_picture_shows_each_point_in_the_colour_of_its_place() -> None:
 
 def test_a_hidden_surface_is_not_seen() -> None:
     square = np.array([[0, -0.4, -0.4], [0, 0.4, -0.4], [0, 0.4, 0.4], [0, -0.4, 0.4]])
-    both = np.concatenate([square + [0.3, 0, 0], square - [0.3, 0, 0]])
+    ahead = np.array([0.3, 0.0, 0.0])
+    both = np.concatenate([square + ahead, square - ahead])
     faces = np.array([[4, 5, 6], [4, 6, 7], [0, 1, 2], [0, 2, 3]])
     colors = np.repeat([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], 4, axis=0)
     picture = render(both, faces, colors, condition_cameras()[0], 32)

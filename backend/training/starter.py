@@ -29,6 +29,8 @@ from backend.training.latents import LatentStore
 from backend.training.loop import Average, RunLog, cosine_rate, load_state, save_state
 
 VIEWS = 4
+SAVE_SECONDS = 480
+HELD_OUT_BATCHES = 3  # of 4 clips: measuring must not eat the time for training
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ def train_video(out: Path, minutes: float, settings: StarterSettings) -> None:
     average = Average(model, settings.average_decay)
     state = load_state(out / "video.state.safetensors", model, optimizer, average.shadow)
     store = LatentStore(out / "clips", codec, tokenizer, settings.size, settings.frames)
-    held_out = LatentStore(out / "held_out", codec, tokenizer, settings.size, settings.frames, HELD_OUT_SEED).all(6)
+    held_out = LatentStore(out / "held_out", codec, tokenizer, settings.size, settings.frames, HELD_OUT_SEED)
+    held_out = held_out.all(HELD_OUT_BATCHES)
     log = RunLog(out / "video.csv")
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     losses: list[float] = []
@@ -225,7 +228,8 @@ def train_video(out: Path, minutes: float, settings: StarterSettings) -> None:
         if state.step % 50 == 0:
             state.seconds = time.monotonic() - started
             log.write(step=state.step, seconds=round(state.seconds), loss=float(np.mean(losses[-50:])))
-        if time.monotonic() - saved > 240:
+        if time.monotonic() - saved > SAVE_SECONDS:
+            state.seconds = time.monotonic() - started
             save_state(out / "video.state.safetensors", model, optimizer, state, average.shadow)
             right, wrong = pure_noise_error(averaged(model, average), scheduler, held_out)
             log.write(step=state.step, samples=state.step * settings.batch, right_prompt=right, wrong_prompt=wrong)

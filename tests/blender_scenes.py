@@ -11,9 +11,10 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from animate3d_addon import capture
+from animate3d_addon import bake, capture
 from backend import protocol
 
+DEFAULT = bake.BakeSettings()
 FAST = capture.CaptureSettings(condition_size=32, appearance_size=32, position_samples=1, color_samples=1)
 
 
@@ -130,6 +131,24 @@ def subject_of(objects: Sequence[bpy.types.Object], job: Path) -> protocol.Subje
     return capture.capture(objects, job, FAST)
 
 
+def bake_and_compare(objects, tmp_path, settings=DEFAULT, tolerance=1e-5):
+    """Bakes a random motion of the objects and compares every frame with it, relative to the size."""
+    objects = sorted(objects, key=lambda obj: obj.name)
+    subject = subject_of(objects, tmp_path)
+    rest = protocol.transform_points(subject.to_world, subject.vertices)
+    exact_rest = np.concatenate([world_vertices(obj) for obj in objects])
+    motion = random_motion(subject)
+    baked = bake.bake_shape_keys(objects, subject, motion, settings)
+    size = np.linalg.norm(np.ptp(rest, axis=0))
+    for index, offsets in enumerate(motion.offsets):
+        bpy.context.scene.frame_set(settings.start + index * settings.step)
+        look = np.concatenate([world_vertices(each.object) for each in baked])
+        assert np.abs(look - (rest + offsets)).max() < tolerance * size, index
+        if index == 0:
+            np.testing.assert_array_equal(look, exact_rest)
+    return baked, subject, motion
+
+
 def snapshot() -> dict:
     """What must be the same before and after: counts of all datablocks, the scene's settings, selection, window."""
     scene, layer = bpy.context.scene, bpy.context.view_layer
@@ -137,14 +156,14 @@ def snapshot() -> dict:
     state = {name: sorted(each.name_full for each in getattr(bpy.data, name)) for name in collections}
     for owner in (scene, scene.render, scene.view_settings, scene.render.image_settings, scene.cycles):
         for prop in owner.bl_rna.properties:
-            if prop.type in ("BOOLEAN", "INT", "FLOAT", "STRING", "ENUM"):
-                if prop.identifier != "use_nodes":  # only warns that it will go
-                    state[f"{owner.bl_rna.identifier}.{prop.identifier}"] = str(getattr(owner, prop.identifier))
+            # `use_nodes` only warns that it will go.
+            if prop.type in ("BOOLEAN", "INT", "FLOAT", "STRING", "ENUM") and prop.identifier != "use_nodes":
+                state[f"{owner.bl_rna.identifier}.{prop.identifier}"] = str(getattr(owner, prop.identifier))
     state["selected"] = [obj.name for obj in layer.objects if obj.select_get()]
     state["active"] = layer.objects.active.name if layer.objects.active else None
     state["users"] = {each.name_full: each.users for name in collections for each in getattr(bpy.data, name)}
     state["scene"] = scene.name
-    state["matrices"] = {obj.name: [list(row) for row in obj.matrix_world] for obj in bpy.data.objects}
+    state["matrices"] = {obj.name: str(obj.matrix_world) for obj in bpy.data.objects}
     return state
 
 

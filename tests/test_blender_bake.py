@@ -10,10 +10,10 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+
 from animate3d_addon import bake  # noqa: E402
 from backend import protocol  # noqa: E402
 
-DEFAULT = bake.BakeSettings()
 BATCH = bake.BakeSettings(apply_modifiers=True)
 SHEARED = np.array([[2.0, 0.5, 0.0, 3.0], [0.0, -1.0, 0.7, -2.0], [0.3, 0.0, 0.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -23,27 +23,9 @@ def empty_file():
     scenes.reset()
 
 
-def bake_and_compare(objects, tmp_path, settings=DEFAULT, tolerance=1e-5):
-    """Bakes a random motion of the objects and compares every frame with it, relative to the size."""
-    objects = sorted(objects, key=lambda obj: obj.name)
-    subject = scenes.subject_of(objects, tmp_path)
-    rest = protocol.transform_points(subject.to_world, subject.vertices)
-    exact_rest = np.concatenate([scenes.world_vertices(obj) for obj in objects])
-    motion = scenes.random_motion(subject)
-    baked = bake.bake_shape_keys(objects, subject, motion, settings)
-    size = np.linalg.norm(np.ptp(rest, axis=0))
-    for index, offsets in enumerate(motion.offsets):
-        bpy.context.scene.frame_set(settings.start + index * settings.step)
-        look = np.concatenate([scenes.world_vertices(each.object) for each in baked])
-        assert np.abs(look - (rest + offsets)).max() < tolerance * size, index
-        if index == 0:
-            np.testing.assert_array_equal(look, exact_rest)
-    return baked, subject, motion
-
-
 def test_keys_are_hats(tmp_path):
     obj = scenes.cube()
-    (baked,), _, motion = bake_and_compare([obj], tmp_path)
+    (baked,), _, motion = scenes.bake_and_compare([obj], tmp_path)
     assert baked.keys == ("Animate3D 001", "Animate3D 002", "Animate3D 003")
     bpy.context.scene.frame_set(5, subframe=0.5)  # half way between frames 1 (at 4) and 2 (at 7)
     middle = scenes.world_vertices(obj) - scenes.CUBE
@@ -58,11 +40,11 @@ def test_keys_are_hats(tmp_path):
 
 def test_timeline(tmp_path):
     bpy.context.scene.frame_start, bpy.context.scene.frame_end = 5, 8
-    bake_and_compare([scenes.cube()], tmp_path, bake.BakeSettings(start=3, step=2))
+    scenes.bake_and_compare([scenes.cube()], tmp_path, bake.BakeSettings(start=3, step=2))
     assert (bpy.context.scene.frame_start, bpy.context.scene.frame_end) == (3, 9)
     scenes.reset()
     bpy.context.scene.frame_end = 250
-    bake_and_compare([scenes.cube()], tmp_path)
+    scenes.bake_and_compare([scenes.cube()], tmp_path)
     assert bpy.context.scene.frame_end == 250
 
 
@@ -72,7 +54,7 @@ def test_sheared_mirrored_and_far_away(tmp_path, translation):
     matrix[:3, 3] += translation
     obj = scenes.set_matrix(scenes.cube(), matrix)
     # At 1e6 the world positions that Blender reports are themselves only good to 0.06.
-    bake_and_compare([obj], tmp_path, tolerance=1e-5 if translation == 0 else 0.02)
+    scenes.bake_and_compare([obj], tmp_path, tolerance=1e-5 if translation == 0 else 0.02)
     key = obj.data.shape_keys.key_blocks[1]
     local = np.array([point.co for point in key.points]) - scenes.CUBE
     subject = protocol.Subject.load(tmp_path)
@@ -86,7 +68,7 @@ def test_non_uniform_scale_under_a_rotated_parent(tmp_path):
     obj = scenes.cube()
     obj.parent, obj.rotation_euler, obj.scale = parent, (1, 2, 3), (-1, 2, 5)
     bpy.context.view_layer.update()
-    bake_and_compare([obj], tmp_path)
+    scenes.bake_and_compare([obj], tmp_path)
 
 
 def test_a_scale_of_zero(tmp_path):
@@ -102,7 +84,7 @@ def test_a_scale_of_zero(tmp_path):
 
 @pytest.mark.parametrize("size", [1e6, 1e-6])
 def test_sizes(tmp_path, size):
-    bake_and_compare([scenes.cube("Cube", size)], tmp_path)
+    scenes.bake_and_compare([scenes.cube("Cube", size)], tmp_path)
 
 
 def test_existing_keys_their_animation_and_drivers_stay(tmp_path):
@@ -139,20 +121,20 @@ def test_existing_keys_their_animation_and_drivers_stay(tmp_path):
 
 def test_baking_twice_gives_a_second_set(tmp_path):
     obj = scenes.cube()
-    bake_and_compare([obj], tmp_path)
+    scenes.bake_and_compare([obj], tmp_path)
     for key in obj.data.shape_keys.key_blocks[1:]:
         key.mute = True
     bpy.context.scene.frame_set(1)
-    bake_and_compare([obj], tmp_path)
+    scenes.bake_and_compare([obj], tmp_path)
     assert len(obj.data.shape_keys.key_blocks) == 7
 
 
 def test_fcurves_of_deleted_keys_are_replaced(tmp_path):
     obj = scenes.cube()
-    bake_and_compare([obj], tmp_path)
+    scenes.bake_and_compare([obj], tmp_path)
     for key in list(obj.data.shape_keys.key_blocks[1:]):
         obj.shape_key_remove(key)
-    bake_and_compare([obj], tmp_path)
+    scenes.bake_and_compare([obj], tmp_path)
 
 
 def test_an_action_that_others_use_is_copied(tmp_path):
@@ -165,7 +147,7 @@ def test_an_action_that_others_use_is_copied(tmp_path):
     second = scenes.add(first.copy())
     second.name, second.data = "b", first.data.copy()
     assert action.users > 1
-    bake_and_compare([first], tmp_path)
+    scenes.bake_and_compare([first], tmp_path)
     assert second.data.shape_keys.animation_data.action == action
     bpy.context.scene.frame_set(4)
     np.testing.assert_array_equal(scenes.world_vertices(second), scenes.CUBE)
@@ -195,20 +177,20 @@ def test_six_objects_that_share_a_mesh_move_on_their_own(tmp_path):
     for index, obj in enumerate(objects):
         obj.location, obj.rotation_euler = (5 * index, 0, 0), (index, 0, 0)
     bpy.context.view_layer.update()
-    baked, *_ = bake_and_compare(objects, tmp_path)
+    baked, *_ = scenes.bake_and_compare(objects, tmp_path)
     assert len({each.object.data for each in baked}) == 6 and len({each.action for each in baked}) == 1
     assert bystander.data.shape_keys is None
 
 
 def test_a_rig_stays_and_the_look_is_exact(tmp_path):
     obj = scenes.rigged()
-    bake_and_compare([obj], tmp_path, tolerance=1e-4)
+    scenes.bake_and_compare([obj], tmp_path, tolerance=1e-4)
     assert obj.modifiers[0].type == "ARMATURE"
 
 
 def test_a_rig_is_applied_in_batch_mode(tmp_path):
     obj = scenes.rigged()
-    (baked,), *_ = bake_and_compare([obj], tmp_path, BATCH)
+    (baked,), *_ = scenes.bake_and_compare([obj], tmp_path, BATCH)
     assert not baked.object.modifiers
 
 
@@ -216,7 +198,7 @@ def test_modifiers_that_keep_the_vertices(tmp_path):
     obj = scenes.cube()
     obj.modifiers.new("Smooth", "TRIANGULATE")
     obj.modifiers.new("Weighted", "WEIGHTED_NORMAL")
-    bake_and_compare([obj], tmp_path, tolerance=1e-4)
+    scenes.bake_and_compare([obj], tmp_path, tolerance=1e-4)
 
 
 def test_modifiers_that_add_vertices(tmp_path):
@@ -228,7 +210,7 @@ def test_modifiers_that_add_vertices(tmp_path):
     with pytest.raises(protocol.UserError, match="modifiers that change its number of vertices"):
         bake.bake_shape_keys([obj], subject, scenes.random_motion(subject))
     assert scenes.snapshot() == before
-    (baked,), *_ = bake_and_compare([obj], tmp_path, BATCH)
+    (baked,), *_ = scenes.bake_and_compare([obj], tmp_path, BATCH)
     assert len(baked.object.data.vertices) == 98 and not baked.object.modifiers
 
 
@@ -239,7 +221,7 @@ def test_a_text_becomes_a_mesh_in_batch_mode(tmp_path):
     subject = scenes.subject_of([text], tmp_path)
     with pytest.raises(protocol.UserError, match="is not a mesh"):
         bake.bake_shape_keys([text], subject, scenes.random_motion(subject))
-    (baked,), *_ = bake_and_compare([text], tmp_path, BATCH)
+    (baked,), *_ = scenes.bake_and_compare([text], tmp_path, BATCH)
     assert baked.object.type == "MESH" and baked.object.name == "Word"
     assert [obj.name for obj in bpy.data.objects] == ["Word"] and len(bpy.data.curves) == 0
 
@@ -266,7 +248,7 @@ def test_a_linked_object_is_refused_and_a_linked_mesh_is_copied(tmp_path):
     with pytest.raises(protocol.UserError, match="linked from another file"):
         bake.bake_shape_keys([far], subject, scenes.random_motion(subject))
     near = scenes.add(bpy.data.objects.new("Near", far.data))
-    bake_and_compare([near], tmp_path)
+    scenes.bake_and_compare([near], tmp_path)
     assert near.data.library is None
 
 
@@ -310,4 +292,4 @@ def test_only_the_job_changes(tmp_path):
 def test_names_of_every_kind(tmp_path):
     names = ["quotes \"'", "slash/back\\slash", "{braces}", "emoji 🦊", "x" * 63]
     objects = [scenes.cube(name, center=(3 * index, 0, 0)) for index, name in enumerate(names)]
-    bake_and_compare(objects, tmp_path, bake.BakeSettings(name='Take "1"\\'))
+    scenes.bake_and_compare(objects, tmp_path, bake.BakeSettings(name='Take "1"\\'))

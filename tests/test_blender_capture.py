@@ -12,6 +12,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+
 from animate3d_addon import capture, files, materials, meshes  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -67,17 +68,49 @@ def test_views_look_at_front_right_back_left(tmp_path):
     assert subject.appearance_c2w.shape == (1, 4, 4)
 
 
-def test_position_codes_name_the_rest_position(tmp_path):
+def turned(size: float, shift: float) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = size * np.array([[0.0, -2.0, 0.3], [1.0, 0.0, 0.0], [0.0, 0.4, 3.0]])
+    matrix[:3, 3] = shift
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        turned(1.0, 0.0),
+        turned(1.0, 1e6),
+        turned(1e6, 0.0),
+        turned(1e-6, 0.0),
+        turned(1.0, 7.0) @ np.diag([1.0, -1.0, 1.0, 1.0]),
+        turned(1.0, 0.0) @ np.diag([1.0, 1.0, 0.0, 1.0]),
+    ],
+    ids=["sheared", "far away", "huge", "tiny", "mirrored", "flat"],
+)
+def test_position_codes_name_the_rest_position(tmp_path, matrix):
     """Project every pixel's decoded position with the protocol's camera: it must land on that pixel."""
-    scenes.set_matrix(scenes.grid("Sheet", 20), np.diag([3.0, 2.0, 5.0, 1.0]))
+    scenes.set_matrix(scenes.grid("Sheet", 20), matrix)
+    assert_decodes(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "shift"), [(1e3, 1e6), (1e6, 0.0), (1e-6, 0.0)])
+def test_position_codes_where_the_mesh_itself_is_far_huge_or_tiny(tmp_path, size, shift):
+    obj = scenes.grid("Sheet", 20)
+    vertices = meshes.coordinates(obj.data) * size + shift
+    obj.data.vertices.foreach_set("co", vertices.astype(np.float32).ravel())
+    obj.data.update()
+    assert_decodes(tmp_path)
+
+
+def assert_decodes(job: Path) -> None:
     settings = dataclasses.replace(scenes.FAST, condition_size=128, position_samples=8)
-    subject = capture.capture(bpy.data.objects[:], tmp_path, settings)
-    low, high = subject.box
+    subject = capture.capture(bpy.data.objects[:], job, settings)
+    low, high = (corner.astype(np.float64) for corner in subject.box)
     a, b = protocol.POSITION_CODE_RANGE
     for index, c2w in enumerate(subject.condition_c2w):
-        view = image(tmp_path, "position", index)
+        view = image(job, "position", index)
         rows, columns = np.nonzero(view[..., 3] > 0.999)
-        assert len(rows) > 500
+        assert len(rows) > 200
         points = low + (view[rows, columns, :3] - a) / (b - a) * (high - low)
         camera = protocol.transform_points(np.linalg.inv(c2w), points)
         focal = 64.0 / np.tan(np.radians(subject.fovy / 2))
@@ -135,7 +168,7 @@ def test_progress_goes_up(tmp_path):
     scenes.cube()
     seen = []
     capture.capture(bpy.data.objects[:], tmp_path, scenes.FAST, lambda fraction, words: seen.append(fraction))
-    assert seen == sorted(seen) and len(seen) == 4 and 0.0 <= seen[0] and seen[-1] < 1.0
+    assert seen == sorted(seen) and len(seen) == 4 and seen[0] >= 0.0 and seen[-1] < 1.0
 
 
 def test_objects_are_joined_in_order_of_name(tmp_path):
@@ -160,9 +193,9 @@ def test_weld_of_a_long_chain_ends_soon():
     vertices = np.zeros((20000, 3))
     vertices[:, 0] = np.arange(20000) * 0.5e-6
     vertices[-1] = 1.0
-    start = time.monotonic()
+    start = time.process_time()
     assert len(np.unique(meshes.weld(vertices, 1e-6))) == 2
-    assert time.monotonic() - start < 10.0
+    assert time.process_time() - start < 10.0
 
 
 def test_fox_has_290_positions(tmp_path):

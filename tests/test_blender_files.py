@@ -153,7 +153,7 @@ def test_load_of_every_kind(tmp_path, suffix):
     }
     writers[suffix]()
     (obj,) = files.load(path)
-    expected = scenes.CUBE + (5, 0, 0) if suffix not in (".ply", ".stl", ".obj") else None
+    expected = scenes.CUBE + np.array((5, 0, 0)) if suffix not in (".ply", ".stl", ".obj") else None
     found = scenes.world_vertices(obj)
     if expected is None:  # formats without axes: a cube is a cube along any
         assert np.ptp(found, axis=0) == pytest.approx([2, 2, 2], abs=1e-5)
@@ -287,7 +287,8 @@ def test_skin_weights_that_are_not_numbers(tmp_path):
     scenes.subject_of([obj], tmp_path / "job")
 
 
-PLY = "ply\nformat {format} 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n{more}end_header\n"
+XYZ = "property float x\nproperty float y\nproperty float z\n"
+PLY = "ply\nformat {format} 1.0\nelement vertex 3\n" + XYZ + "{more}end_header\n"
 SPLAT = "".join(f"property float {name}\n" for name in ("f_dc_0", "opacity", "scale_0", "rot_0"))
 FACE = "element face 1\nproperty list uchar int vertex_indices\n"
 POINTS = "0 0 0\n1 0 0\n0 1 0\n"

@@ -12,6 +12,7 @@ import sys
 import time
 
 LABELS = {
+    "load": "reading the file",
     "backend": "starting",
     "capture": "looking at the object",
     "video": "imagining the motion",
@@ -38,12 +39,13 @@ class Progress:
         self._write(f"\r\x1b[K{text}\n" if self._bar else f"{text}\n")
 
     def step(self, stage: str, step: int, steps: int) -> None:
-        """Step `step` of `steps` of a stage is done; 0 when it starts."""
+        """Step `step` of `steps` of a stage is done; 0 when it starts. A stage that starts at its end was taken over."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._drawn = stage, now, 0.0
             if not self._bar:
-                self._write(f"{LABELS.get(stage, stage)} …\n")
+                taken = ": taken over" if step >= steps else " …"
+                self._write(f"{LABELS.get(stage, stage)}{taken}\n")
         if self._bar and (now - self._drawn >= REDRAW or step >= steps):
             self._drawn = now
             self._write(f"\r\x1b[K{self._draw(step, steps, now - self._started)}")

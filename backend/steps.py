@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backend.protocol import Subject, UserError, position_code, read_npz, write_npz
+from backend.motion.fit import fit_motion
+from backend.motion.matte import key_matte
+from backend.motion.settings import FitSettings
+from backend.mv_vdm.pipeline import MVVDM
+from backend.mv_vdm.sampling import SamplerSettings
+from backend.protocol import JobSettings, Motion, Subject, UserError, Video, position_code, read_npz, write_npz
 from backend.splats.appearance import refine_shape, solve_colors
 from backend.splats.gaussians import Gaussians, from_mesh
 from backend.splats.ply import write_ply
@@ -39,6 +44,70 @@ def read_views(job: Path, subject: Subject, kind: str) -> np.ndarray:
         if pictures[-1].shape != (size, size, 4):
             raise UserError(f"The captured picture {path.name} has the wrong size.", "Start the job again.")
     return np.stack(pictures)
+
+
+def make_video(
+    job: Path,
+    subject: Subject,
+    model: MVVDM,
+    prompt: str,
+    sampler: SamplerSettings,
+    settings: JobSettings,
+    step: Step,
+) -> Video:
+    """The multi-view video of the captured views. Raises `UserError` where the model can't make so many frames."""
+    longest = model.unet.config.motion_max_seq_length
+    if settings.frames > longest:
+        raise UserError(f"These weights make at most {longest} frames.", "Ask for fewer frames.")
+    appearance = model.info.appearance
+    views = read_views(job, subject, "condition" if appearance == "color" else "position")
+    frames = model.generate(
+        prompt,
+        views,
+        subject.condition_c2w,
+        sampler,
+        settings.seed,
+        lambda done, total, clean: step(done, total),
+        settings.frames,
+    )
+    return Video(frames, appearance)
+
+
+def make_matte(job: Path, subject: Subject, video: Video) -> np.ndarray:
+    """The foreground of every frame, [4, F, H, W] float32 in 0..1, from frame 0's captured alpha."""
+    height, width = video.frames.shape[2:4]
+    views = read_views(job, subject, "condition" if video.appearance == "color" else "position")
+    alpha = [
+        np.asarray(Image.fromarray(view[..., 3]).resize((width, height), Image.Resampling.BOX), np.float32) / 255.0
+        for view in views
+    ]
+    return key_matte(video.frames, np.stack(alpha))
+
+
+def save_matte(matte: np.ndarray, job: Path) -> None:
+    """`matte.npz`, in 8 bits."""
+    write_npz(job / "matte.npz", alpha=np.round(255.0 * matte).astype(np.uint8))
+
+
+def load_matte(job: Path) -> np.ndarray:
+    """Raises `UserError` where the file is missing or damaged."""
+    return read_npz(job / "matte.npz", ("alpha",))["alpha"].astype(np.float32) / 255.0
+
+
+def make_motion(
+    subject: Subject,
+    video: Video,
+    matte: np.ndarray,
+    splats: Gaussians | None,
+    fit: FitSettings,
+    device: torch.device,
+    step: Step,
+) -> Motion:
+    """The offsets of all vertices in world units. Raises `UserError` where the fit finds no motion in the video."""
+    offsets = fit_motion(subject, splats, video, matte, fit, device, step) @ subject.to_world[:3, :3].T
+    if not np.isfinite(offsets).all():
+        raise UserError("No motion could be read off the generated video.", "Try another seed or another prompt.")
+    return Motion(offsets.astype(np.float32))
 
 
 def make_splats(job: Path, subject: Subject, appearance: str, seed: int, device: torch.device) -> Gaussians:

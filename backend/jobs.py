@@ -1,0 +1,138 @@
+"""The road of a job, from what Blender captured to the motion that Blender bakes; each stage can be resumed."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from backend import device as devices
+from backend import steps, weights
+from backend.memory import PeakMemory
+from backend.motion.fit import needs_gaussians
+from backend.motion.settings import preset as fit_preset
+from backend.mv_vdm.pipeline import MVVDM, ModelInfo
+from backend.presets import sampler_settings
+from backend.preview import write_preview
+from backend.prompts import check_motion
+from backend.protocol import JobSettings, Motion, Report, Subject, UserError, Video
+from backend.stages import Progress, Stages, folder_digest
+
+log = logging.getLogger(__name__)
+
+LARGE_MODEL = 1e9  # bytes; smaller ones gain nothing from half precision, and their colours are measured
+Tell = Callable[..., None]  # tell(kind, **content): a notice or a preview
+
+
+class Models:
+    """The video model of the last job, kept for the next one."""
+
+    def __init__(self) -> None:
+        self._key: tuple = ()
+        self._model: MVVDM | None = None
+
+    def get(self, folder: Path, device: torch.device, low_memory: bool) -> MVVDM:
+        """Loads a model unless it is loaded. Raises `UserError` where its files are damaged."""
+        large = sum(path.stat().st_size for path in weights.files(folder)) > LARGE_MODEL
+        dtype = torch.bfloat16 if low_memory or (large and device.type == "cuda") else torch.float32
+        key = (weights.identity(folder), device, dtype)
+        if key != self._key:
+            self.forget()
+            self._model = MVVDM.from_pretrained(folder, device, dtype)
+            self._key = key
+            if low_memory:
+                self._model.vae.enable_slicing()
+        return self._model
+
+    def forget(self) -> None:
+        """Frees the memory of the loaded model."""
+        self._key, self._model = (), None
+        gc.collect()
+        devices.release_memory()
+
+
+def check(settings: JobSettings) -> str:
+    """Whether a job can run at all, before anything is captured. Returns what the model animates: color | position.
+
+    Raises:
+        UserError: no such weights or device, or a motion or length that the model does not know.
+    """
+    return _prepare(settings)[1].appearance
+
+
+def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tell: Tell) -> Report:
+    """Runs a captured job to its `motion.npz`; where memory runs out, a second time with less.
+
+    Raises:
+        UserError: the job can't be done; anything else is a fault of ours.
+    """
+    settings, subject = JobSettings.load(job), Subject.load(job)
+    try:
+        return _road(job, settings, subject, progress, models, peak, tell)
+    except Exception as error:
+        if settings.low_memory or not devices.is_out_of_memory(error):
+            raise
+        log.exception("out of memory")
+    # Not in the handler: there the failed attempt's tensors are still alive.
+    models.forget()
+    tell("notice", message="There was not enough memory; trying once more with settings that need less.")
+    return _road(job, replace(settings, low_memory=True), subject, progress, models, peak, tell)
+
+
+def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]:
+    """The model's folder, its description, the device, and the prompt in the model's words."""
+    folder = weights.find(settings.weights)
+    content = weights.config(folder)
+    try:
+        info = ModelInfo.from_json(content)
+    except (TypeError, ValueError):
+        sentence = f"The model's {weights.CONFIG} in {folder} makes no sense to this version."
+        raise UserError(sentence, "Install the weights again.", kind="missing_weights") from None
+    return folder, info, devices.pick(settings.device), check_motion(settings.prompt, info.motions)
+
+
+def _road(
+    job: Path, settings: JobSettings, subject: Subject, progress: Progress, models: Models, peak: PeakMemory, tell: Tell
+) -> Report:
+    folder, info, device, prompt = _prepare(settings)
+    sampler, fit = sampler_settings(settings.preset, info.sampler), fit_preset(settings.preset)
+    report = Report(
+        device=device.type,
+        seed=settings.seed,
+        settings={**asdict(settings), "sampler": asdict(sampler), "fit": asdict(fit)},
+        versions=devices.versions(),
+    )
+    stages = Stages(job, folder_digest(job / "subject", (".json", ".npz", ".png")), progress, peak, report)
+
+    def make_video(step: steps.Step) -> Video:
+        model = models.get(folder, device, settings.low_memory)
+        return steps.make_video(job, subject, model, prompt, sampler, settings, step)
+
+    settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
+    video = stages.run("video", settings_of_video, Video.load, make_video, Video.save)
+    tell("preview", path=str(write_preview(video, job)))
+    matte = stages.run(
+        "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte
+    )
+    splats = None  # a fit by correspondences needs none
+    if needs_gaussians(settings.preset, video.appearance):
+        splats = stages.run(
+            "splats",
+            (steps.SPLATS, settings.seed),
+            steps.load_splats,
+            lambda step: steps.make_splats(job, subject, video.appearance, settings.seed, device),
+            steps.save_splats,
+        )
+    stages.run(
+        "motion",
+        fit,
+        Motion.load,
+        lambda step: steps.make_motion(subject, video, matte, splats, fit, device, step),
+        Motion.save,
+    )
+    report.save(job / "report.json")
+    return report

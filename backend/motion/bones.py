@@ -17,6 +17,7 @@ from backend.motion.graph import SurfaceGraph, nearest_owner
 from backend.motion.rotations import matrix_to_quaternion, nearest_rotation
 
 LARGE_PART = 0.04  # a part with a larger bounding box diagonal (subject units) may get its own bones
+MAX_BONES = 128  # for objects of many parts; the solver's time grows with the square
 MIN_SPREAD = 0.03  # bones nearer than this to each other say nothing that 64 pixels could show
 WEIGHT_WIDTH = 0.5  # of the spread: width of the Gaussian weights
 LINKS = 5  # neighbours of each bone along the surface
@@ -34,6 +35,7 @@ class Rig:
     links: torch.Tensor  # [E, 2] int: pairs of bones
     joints: torch.Tensor  # [E, 3]: the rest point on which the two should agree
     strength: torch.Tensor  # [E]
+    part: torch.Tensor  # [B] int: the large part that a bone belongs to
     spread: float  # typical distance between neighbouring bones
 
     def weights(self, points: np.ndarray, owner: np.ndarray) -> torch.Tensor:
@@ -103,8 +105,9 @@ def apply_affine(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def build_rig(graph: SurfaceGraph, bones: int, device: torch.device) -> Rig:
-    """Seeds `bones` bones (fewer on tiny graphs) on the graph and hangs every node on them."""
-    part, stand_in = _large_parts(graph, bones)
+    """Seeds `bones` bones (fewer on tiny graphs, more on many parts) and hangs every node of the graph on them."""
+    part, stand_in = _large_parts(graph)
+    bones = max(bones, min(2 * (int(part.max()) + 1), MAX_BONES))
     seeds, distance = _seed(graph, part, bones)
     distance = distance[stand_in]
     spread = _spread(distance[seeds])
@@ -121,11 +124,12 @@ def build_rig(graph: SurfaceGraph, bones: int, device: torch.device) -> Rig:
         torch.tensor(links, dtype=torch.int64, device=device),
         torch.tensor(joints, dtype=torch.float32, device=device),
         torch.tensor(strength, dtype=torch.float32, device=device),
+        torch.tensor(part[seeds], dtype=torch.int64, device=device),
         spread,
     )
 
 
-def _large_parts(graph: SurfaceGraph, bones: int) -> tuple[np.ndarray, np.ndarray]:
+def _large_parts(graph: SurfaceGraph) -> tuple[np.ndarray, np.ndarray]:
     """Part index of each node [M] (-1: too small for own bones) and the node [M] that each node moves with.
 
     Where there are more large parts than bones can serve (a heap of shards), or none, all nodes form one part.
@@ -136,7 +140,7 @@ def _large_parts(graph: SurfaceGraph, bones: int) -> tuple[np.ndarray, np.ndarra
     np.maximum.at(high, graph.component, graph.nodes)
     large = np.flatnonzero(np.linalg.norm(high - low, axis=1) > LARGE_PART)
     itself = np.arange(len(graph.nodes))
-    if not 1 <= len(large) <= bones // 2:
+    if not 1 <= len(large) <= MAX_BONES * 3 // 4:
         return np.zeros(len(graph.nodes), np.int64), itself
     index = np.full(count, -1)
     index[large] = np.arange(len(large))

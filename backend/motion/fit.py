@@ -15,6 +15,7 @@ from backend.motion.graph import build_graph, nearest_owner, sample_surface
 from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig, observe
 from backend.motion.settings import FitSettings, preset
+from backend.motion.start import start_poses
 from backend.splats.gaussians import Gaussians
 
 Progress = Callable[[int, int], None]  # step, steps; raises to end the fit
@@ -102,7 +103,7 @@ def fit_by_correspondence(
         done += 1
         callback(done, steps)
 
-    return RigField(rig, *fit_rig(rig, seen, frames.shape[1], options, step_done))
+    return RigField(rig, *fit_rig(rig, seen, start_poses(rig, seen, frames.shape[1]), options, step_done))
 
 
 def _rest_samples(subject: protocol.Subject, count: int) -> np.ndarray:

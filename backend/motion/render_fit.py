@@ -57,7 +57,9 @@ def thin_out(gaussians: Gaussians, limit: int, seed: int) -> Gaussians:
 class _Rigidity:
     """The ARAP term on what it is measured on: the Gaussians (paper) or the welded mesh's vertices."""
 
-    def __init__(self, subject: protocol.Subject, means: Tensor, settings: FitSettings, rng: np.random.Generator) -> None:
+    def __init__(
+        self, subject: protocol.Subject, means: Tensor, settings: FitSettings, rng: np.random.Generator
+    ) -> None:
         self.settings, self.rng = settings, rng
         self.on_mesh = settings.arap_on_mesh and len(subject.faces) > 0
         if self.on_mesh:
@@ -82,7 +84,6 @@ class _Rigidity:
         around = around if sample is None else around[sample]
         centre = torch.arange(count, device=around.device) if sample is None else sample
         used, place = torch.unique(torch.cat([centre[:, None], around], dim=1), return_inverse=True)
-        small = Neighbourhood(place[:, :1].expand_as(place[:, 1:]).clone())
         index = torch.arange(len(used), device=around.device)[:, None].repeat(1, around.shape[1])
         index[place[:, 0]] = place[:, 1:]
         small = Neighbourhood(index)

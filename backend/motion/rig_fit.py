@@ -1,6 +1,6 @@
 """Poses of a rig's bones from correspondences: robust reprojection error, Gauss-Newton, all frames at once.
 
-Every frame starts from the rest pose: correspondences are absolute, so nothing has to be tracked from frame to frame.
+Correspondences are absolute, so nothing has to be tracked from frame to frame.
 Coarse to fine is done by stiffness: with strong links the bones move like one body, then like limbs, then freely.
 """
 
@@ -19,6 +19,7 @@ from backend.motion.rotations import rotation_vector_to_matrix
 
 BONES_PER_POINT = 4  # the others' weights are negligible
 DAMPING = 1e-4
+LOOSE = 0.1  # stiffness between parts, at most
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,16 @@ def observe(
 
 
 def fit_rig(
-    rig: Rig, seen: Observations, frames: int, settings: RigFitSettings, step_done: Callable[[], None]
+    rig: Rig, seen: Observations, start: tuple[Tensor, Tensor], settings: RigFitSettings, step_done: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
-    """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones about their centres; frame 0 is the rest."""
-    bones = len(rig.centres)
-    rotations = torch.eye(3).to(rig.centres).repeat(frames, bones, 1, 1)
-    translations = torch.zeros(frames, bones, 3).to(rig.centres)
+    """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones about their centres, improved from `start`.
+
+    Frame 0 is the rest and stays.
+    """
+    rotations, translations = (pose.clone() for pose in start)
     for stiffness, robust in zip(settings.stiffness, settings.robust, strict=True):
         for _ in range(settings.steps):
-            system = _System(rig, rotations, translations)
+            system = NormalEquations(rig, rotations, translations)
             system.add_pixels(seen, robust)
             system.add_links(stiffness)
             system.add_time(settings.temporal)
@@ -98,8 +100,8 @@ def fit_rig(
     return rotations, translations
 
 
-class _System:
-    """Normal equations of each moving frame (T = F - 1) in (turn, shift) [B, 6] of the bones, from their present pose."""
+class NormalEquations:
+    """Of each moving frame (T = F - 1) in (turn, shift) [B, 6] of the bones, from their present pose."""
 
     def __init__(self, rig: Rig, rotations: Tensor, translations: Tensor) -> None:
         """rotations [F, B, 3, 3], translations [F, B, 3]."""
@@ -122,17 +124,9 @@ class _System:
 
     def add_pixels(self, seen: Observations, robust: float) -> None:
         """Reprojection error, Geman-McClure of width `robust` (a length beside the object)."""
-        centres = self.rig.centres[seen.bones]  # [N, K, 3]
-        turned = self.rotations[seen.frame[:, None], seen.bones] @ (seen.rest[:, None] - centres)[..., None]
-        arms = turned[..., 0]
-        posed = arms + centres + self.translations[seen.frame[:, None], seen.bones]
-        moved = (seen.weights[..., None] * posed).sum(dim=1)
-        in_camera = (seen.camera[..., :3] @ moved[..., None])[..., 0] + seen.camera[..., 3]
-        depth = (-in_camera[:, 2:]).clamp_min(0.1)
-        ray = in_camera[:, :2] / depth
-        error = (ray - seen.target) * depth
-        # Change of the error by a shift in subject space; for the change of depth, the error itself is left out.
-        along = (seen.camera[:, :2, :3] + ray[..., None] * seen.camera[:, 2:, :3])[:, :, None]  # [N, 2, 1, 3]
+        error, arms = pixel_errors(self.rig, seen, self.rotations, self.translations)
+        # Change of the error by a shift in subject space.
+        along = (seen.camera[:, :2, :3] + seen.target[..., None] * seen.camera[:, 2:, :3])[:, :, None]  # [N, 2, 1, 3]
         along = along.expand(-1, -1, arms.shape[1], -1)
         turn = torch.linalg.cross(arms[:, None].expand_as(along), along)
         jacobian = torch.cat([turn, along], dim=-1) * seen.weights[:, None, :, None]
@@ -150,7 +144,10 @@ class _System:
         (here, by_first), (there, by_second) = sides
         frame = torch.arange(self.frames, device=here.device).repeat_interleave(len(self.rig.links))
         jacobian = torch.stack([by_first, -by_second], dim=2)  # [T E, 3, 2, 6]
-        weight = stiffness * self.rig.strength.repeat(self.frames)
+        # Links between parts stay loose from the start: they would turn a spinning wheel back.
+        between = self.rig.part[self.rig.links[:, 0]] != self.rig.part[self.rig.links[:, 1]]
+        weight = torch.where(between, min(stiffness, LOOSE), stiffness) * self.rig.strength
+        weight = weight.repeat(self.frames)
         self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, here - there, weight)
 
     def add_time(self, weight: float) -> None:
@@ -190,6 +187,20 @@ class _System:
         step = torch.cholesky_solve(right, factor).to(self.right).view(self.frames, self.bones, 6)
         turn, shift = step.split(3, dim=-1)
         return turn / turn.norm(dim=-1, keepdim=True).clamp_min(1.0), shift
+
+
+def pixel_errors(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors [N, 2] and the observed points' arms from their bones' centres [N, K, 3].
+
+    rotations [T, B, 3, 3], translations [T, B, 3]. The error is linear in the position: what the camera sees minus
+    the target's ray, both at the position's depth. So it is a length beside the object, not an angle.
+    """
+    at = seen.frame[:, None], seen.bones
+    centres = rig.centres[seen.bones]
+    arms = (rotations[at] @ (seen.rest[:, None] - centres)[..., None])[..., 0]
+    moved = (seen.weights[..., None] * (arms + centres + translations[at])).sum(dim=1)
+    in_camera = (seen.camera[..., :3] @ moved[..., None])[..., 0] + seen.camera[..., 3]
+    return in_camera[:, :2] + seen.target * in_camera[:, 2:], arms
 
 
 def _rigid_jacobian(arms: Tensor) -> Tensor:

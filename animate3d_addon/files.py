@@ -31,8 +31,9 @@ NOT_EXPORTED = "glTF_not_exported"  # where the glTF importer puts the shapes of
 def load(path: Path, object_name: str | None = None, frame: float = 0.0) -> list[bpy.types.Object]:
     """Replaces everything in Blender by the file, and returns its objects that have a surface, sorted by name.
 
-    With `object_name` only that object, or where it has no surface (an armature, an empty), those below it. `frame` is
-    the timeline frame of the pose that is kept of an animated file; .blend files stay at their own current frame.
+    Objects that are hidden from renders are left out. With `object_name` only that object, hidden or not, or where it has
+    no surface (an armature, an empty), those below it. `frame` is the timeline frame of the pose that is kept of an
+    animated file; .blend files stay at their own current frame.
     Raises `UserError`.
     """
     path = Path(path).absolute()
@@ -87,6 +88,7 @@ def _is_animated() -> bool:
 
 
 def _surfaces() -> list[bpy.types.Object]:
+    """The objects of the scene that have a surface, sorted by name; not the shapes that bones are drawn with."""
     return sorted(
         (
             obj
@@ -95,6 +97,12 @@ def _surfaces() -> list[bpy.types.Object]:
         ),
         key=lambda obj: obj.name,
     )
+
+
+def _is_rendered(obj: bpy.types.Object) -> bool:
+    """Whether it would be in a picture: helpers, cutters and the widgets of rigs aren't."""
+    shown = any(not collection.hide_render for collection in obj.users_collection)
+    return shown and not obj.hide_render and obj.name in bpy.context.view_layer.objects
 
 
 def _freeze_all(frame: float) -> None:
@@ -144,6 +152,8 @@ def _pick(path: Path, object_name: str | None) -> list[bpy.types.Object]:
             raise protocol.UserError(f"“{path.name}” has no object named “{object_name}”.", _names_hint(found))
         family = {named, *named.children_recursive}
         found = [named] if named in found else [obj for obj in found if obj in family]
+    else:
+        found = [obj for obj in found if _is_rendered(obj)]
     if not found:
         raise protocol.UserError(f"“{path.name}” has no mesh in it.", "Choose a file that holds a 3D model.")
     return found
@@ -223,13 +233,17 @@ _EXPORTERS = {
 
 @contextlib.contextmanager
 def _only_selected(objects: Sequence[bpy.types.Object]) -> Iterator[None]:
-    """Exporters go by the selection, which hidden objects can't be part of."""
+    """Exporters go by the selection, which hidden objects can't be part of.
+
+    Empties above the objects come along, because they may shear what is below them.
+    """
+    empties = {parent for obj in objects for parent in _above(obj) if parent.type == "EMPTY"}
     layer = bpy.context.view_layer
     before = [(obj, obj.select_get(), obj.hide_get(), obj.hide_viewport) for obj in layer.objects]
     try:
         for obj in layer.objects:
             obj.select_set(False)
-        for obj in objects:
+        for obj in (*objects, *empties):
             obj.hide_viewport = False
             obj.hide_set(False)
             obj.select_set(True)
@@ -239,3 +253,9 @@ def _only_selected(objects: Sequence[bpy.types.Object]) -> Iterator[None]:
             obj.select_set(selected)
             obj.hide_set(hidden)
             obj.hide_viewport = hidden_everywhere
+
+
+def _above(obj: bpy.types.Object) -> Iterator[bpy.types.Object]:
+    while obj.parent is not None:
+        obj = obj.parent
+        yield obj

@@ -293,3 +293,20 @@ def test_names_of_every_kind(tmp_path):
     names = ["quotes \"'", "slash/back\\slash", "{braces}", "emoji 🦊", "x" * 63]
     objects = [scenes.cube(name, center=(3 * index, 0, 0)) for index, name in enumerate(names)]
     scenes.bake_and_compare(objects, tmp_path, bake.BakeSettings(name='Take "1"\\'))
+
+
+def test_several_objects_in_edit_mode(tmp_path):
+    objects = [scenes.cube("a"), scenes.cube("b", center=(3, 0, 0))]
+    for obj in objects:
+        obj.select_set(True)
+    bpy.context.view_layer.objects.active = objects[0]
+    bpy.ops.object.mode_set(mode="EDIT")
+    assert objects[1].mode == "EDIT"
+    subject = scenes.subject_of(objects, tmp_path)
+    motion = scenes.random_motion(subject)
+    bake.bake_shape_keys(
+        [objects[1]], scenes.subject_of([objects[1]], tmp_path), protocol.Motion(motion.offsets[:, 8:])
+    )
+    bpy.context.scene.frame_set(4)
+    expected = scenes.CUBE + np.array((3, 0, 0)) + motion.offsets[1, 8:]
+    np.testing.assert_allclose(scenes.world_vertices(objects[1]), expected, atol=1e-6)

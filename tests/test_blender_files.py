@@ -361,3 +361,40 @@ def test_a_full_disk(tmp_path, suffix, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [each.name for each in tmp_path.iterdir()] == [f"out{suffix}"]
     assert (tmp_path / f"out{suffix}").read_text() == "what was there"
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".fbx", ".usdc", ".abc"])
+def test_a_child_of_an_unevenly_scaled_parent_is_where_it_was(tmp_path, suffix):
+    parent = scenes.add(bpy.data.objects.new("Parent", None))
+    parent.scale, parent.rotation_euler = (1, 4, 1), (0.2, 0, 0.5)
+    child = scenes.cube()
+    child.parent, child.rotation_euler, child.location = parent, (0.3, 0.5, 0.7), (1, 2, 3)
+    bpy.context.view_layer.update()
+    expected = scenes.world_vertices(child)
+    files.save(tmp_path / f"out{suffix}", [child])
+    read_back(tmp_path / f"out{suffix}")
+    assert same_points(looks(1), expected, 1e-4)
+
+
+def test_blend_objects_that_are_hidden_from_renders(tmp_path):
+    scenes.cube("Seen")
+    scenes.cube("Helper").hide_render = True
+    widgets = bpy.data.collections.new("Widgets")
+    bpy.context.scene.collection.children.link(widgets)
+    widget = scenes.cube("Widget")
+    bpy.context.scene.collection.objects.unlink(widget)
+    widgets.objects.link(widget)
+    bpy.context.view_layer.layer_collection.children[0].exclude = True
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "scene.blend"), copy=True)
+    assert [obj.name for obj in files.load(tmp_path / "scene.blend")] == ["Seen"]
+    for name in ("Helper", "Widget"):
+        assert [obj.name for obj in files.load(tmp_path / "scene.blend", name)] == [name]
+
+
+def test_blend_truncated(tmp_path):
+    scenes.grid("Sheet", 100)
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "whole.blend"), copy=True, compress=False)
+    whole = (tmp_path / "whole.blend").read_bytes()
+    for share in (0.2, 0.5, 0.9):
+        (tmp_path / "cut.blend").write_bytes(whole[: int(share * len(whole))])
+        refused(tmp_path / "cut.blend", "cut.blend")

@@ -16,11 +16,15 @@ FACE = torch.tensor([[0, 1, 2]])
 
 def sphere(rings: int = 24, segments: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit sphere as vertices [V, 3] and faces [F, 3]; the faces at the poles have no area."""
-    theta, phi = np.meshgrid(np.linspace(0, np.pi, rings + 1), np.arange(segments) * 2 * np.pi / segments, indexing="ij")
+    theta, phi = np.meshgrid(
+        np.linspace(0, np.pi, rings + 1), np.arange(segments) * 2 * np.pi / segments, indexing="ij"
+    )
     points = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], -1).reshape(-1, 3)
     i, j = np.meshgrid(np.arange(rings), np.arange(segments), indexing="ij")
     a, b = i * segments + j, i * segments + (j + 1) % segments
-    faces = np.concatenate([np.stack(f, -1).reshape(-1, 3) for f in ((a, a + segments, b), (b, a + segments, b + segments))])
+    faces = np.concatenate(
+        [np.stack(f, -1).reshape(-1, 3) for f in ((a, a + segments, b), (b, a + segments, b + segments))]
+    )
     return torch.from_numpy(points).float(), torch.from_numpy(faces)
 
 

@@ -21,7 +21,7 @@ class AppearanceSettings:
     """Of bound splats along the normal, in units of their size."""
     largest_change: float = 3.0
     """Sizes stay within this factor of where they began, offsets within this many sizes."""
-    color_steps: int = 6
+    color_steps: int = 4
     """Conjugate gradient steps on the colours."""
     faithfulness: float = 0.05
     """Weight that holds the colours at the views' average; keeps splats that are hardly seen from running away."""

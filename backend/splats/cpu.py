@@ -57,13 +57,16 @@ def rasterize_cpu(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor]:
-    """Premultiplied rgb [B, H, W, 3] and alpha [B, H, W], float32, differentiable in the first five arguments."""
+    """Premultiplied rgb [B, H, W, 3] and alpha [B, H, W], float32, differentiable in the first five arguments.
+
+    Tensors on another device (MPS) are drawn on the CPU and the pictures handed back there.
+    """
     _follow_thread_settings()
-    cameras = _Cameras(
-        np.ascontiguousarray(view[:, :3].detach().double().numpy()), focal.double().contiguous().numpy(), width, height
-    )
-    inputs = (t.float().contiguous() for t in (means, quats, scales, opacities, colors))
-    return _Rasterize.apply(*inputs, cameras)
+    rows = view[:, :3].detach().double().cpu().contiguous()
+    cameras = _Cameras(rows.numpy(), focal.double().cpu().contiguous().numpy(), width, height)
+    inputs = (t.float().cpu().contiguous() for t in (means, quats, scales, opacities, colors))
+    rgb, alpha = _Rasterize.apply(*inputs, cameras)
+    return rgb.to(means.device), alpha.to(means.device)
 
 
 class _Rasterize(torch.autograd.Function):

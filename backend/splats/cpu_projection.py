@@ -1,8 +1,8 @@
 """Numba kernels between world and screen: Gaussians to screen ellipses (EWA), and the gradients back.
 
-Parallel loops only call a serial function: numba compiles that in half the time of a loop with its body inside. Every loop
-owns what it writes, so there are no atomics and results do not depend on the number of threads. Leading dimensions written
-Bx are 1 (shared by all images) or B.
+Parallel loops only call a serial function: numba compiles that in half the time of a loop with its body inside. Every
+iteration owns what it writes, so there are no atomics and results do not depend on the number of threads. Leading
+dimensions written Bx are 1 (shared by all images) or B.
 """
 
 import numpy as np
@@ -218,7 +218,7 @@ def unproject(
     means, quats, scales, view, focal, width, height, shape, first_pair, slot, sums,
     d_means, d_quats, d_scales, d_opacities, d_colors,
 ):  # fmt: skip
-    """Backward of `project`, from sums [pairs, SUMS] (rows first_pair[b] + slot[b, n] ... belong to splat n in image b).
+    """Backward of `project`, from sums [pairs, SUMS] (splat n of image b owns rows first_pair[b] + slot[b, n] ...).
 
     Adds to d_means [Bx, N, 3], d_quats [Bx, N, 4], d_scales [Bx, N, 3], d_opacities [Bx, N], d_colors [Bx, N, 3]
     (float32, Bx as in the inputs). One thread handles a splat in all images, so what images share simply adds up.

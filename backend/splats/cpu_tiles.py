@@ -1,8 +1,8 @@
 """Numba kernels on the screen: sort splats into tiles, blend them front to back, and the backward pass of that.
 
-The inner loops run over the TILE pixels of one row with a constant trip count, and all that a row needs lies in one buffer
-row: that is what LLVM turns into SIMD code (a separate array per channel is four times as slow). As in `cpu_projection`,
-parallel loops only call serial functions and own what they write.
+The inner loops run over the TILE pixels of one row with a constant trip count, and all that a row needs lies in one
+buffer row: that is what LLVM turns into SIMD code (a separate array per channel is four times as slow). As in
+`cpu_projection`, parallel loops only call serial functions and own what they write.
 """
 
 import numpy as np
@@ -87,7 +87,7 @@ def _fill_image(shape, box, first_pair, tiles_x, tile_start, ids):
 def fill_tiles(shape, box, first_pair, tiles_x, tile_start, ids):
     """Per tile the splats that touch it, nearest first.
 
-    first_pair [B + 1] int64: where each image's pairs begin. Writes tile_start [B, tiles + 1] int64 and ids [pairs] int32.
+    first_pair [B + 1] int64: where each image's pairs begin. Writes tile_start [B, tiles + 1] int64, ids [pairs] int32.
     """
     for b in prange(len(box)):
         _fill_image(shape[b], box[b], first_pair[b], tiles_x, tile_start[b], ids)
@@ -288,9 +288,7 @@ def _unblend_strips(
             t = ty * tiles_x + tx
             tile = ids[tile_start[b, t] : tile_start[b, t + 1]]
             _load_rows(rows, rgb[b], alpha[b], d_rgb[b], d_alpha[b], ty * TILE, tx * TILE)
-            _unblend_tile(
-                tile, tx, ty, first_pair[b], slot[b], box[b], centre[b], shape[b], color, rows, lanes, sums
-            )
+            _unblend_tile(tile, tx, ty, first_pair[b], slot[b], box[b], centre[b], shape[b], color, rows, lanes, sums)
 
 
 @njit(cache=True, parallel=True)

@@ -1,8 +1,8 @@
 """The CUDA rasterizer: gsplat's kernels behind our arguments. See `rasterize.rasterize`.
 
-gsplat cuts a splat off where its alpha falls below 1/255 (our definition fades out there instead), so values may differ from the
-CPU's by up to 1/255 per splat. gsplat imports without CUDA and fails on use, and builds its kernels on first use: hence the
-import inside the function.
+Not tested yet: it was written where there is no GPU. gsplat cuts a splat off where its alpha falls below 1/255 (our
+definition fades out there instead), so values may differ from the CPU's by up to 1/255 per splat. gsplat imports
+without CUDA and fails on use, and builds its kernels on first use: hence the import inside the function.
 """
 
 import torch

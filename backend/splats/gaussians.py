@@ -11,7 +11,7 @@ from .sampling import sample_surface, spacing
 FLATNESS = 0.05
 """Thickness along the normal, as a fraction of the size on the surface."""
 COVERAGE = 0.65
-"""Standard deviation on the surface, as a fraction of the distance to the neighbours: neighbours blend without holes."""
+"""Standard deviation on the surface, as a fraction of the distance to the neighbours: they blend without holes."""
 START_OPACITY = 0.95
 
 
@@ -19,9 +19,9 @@ START_OPACITY = 0.95
 class Gaussians:
     """N Gaussians in world units. `face`, `barycentric` and `offset` bind them to a mesh; all are None for free ones.
 
-    A bound Gaussian's axes are its triangle's: x along the first edge, z along the normal. Its mean lies on the triangle,
-    or `offset` off it along the normal: the screen-space dilation makes every splat bulge, and sinking them a little
-    under the surface puts the silhouette back where it belongs.
+    A bound Gaussian's axes are its triangle's: x along the first edge, z along the normal. Its mean lies on the
+    triangle, or `offset` off it along the normal: the screen-space dilation makes every splat bulge, and sinking them a
+    little under the surface puts the silhouette back where it belongs.
     """
 
     means: Tensor  # [N, 3]

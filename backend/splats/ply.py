@@ -1,4 +1,4 @@
-"""Gaussians from and to the usual 3DGS .ply file (the layout of the first 3D Gaussian Splatting code and of most viewers).
+"""Gaussians from and to the usual 3DGS .ply file (the layout of the first 3DGS code and of most viewers).
 
 Colours are kept as degree 0 of the spherical harmonics; higher degrees in a file are dropped.
 """
@@ -12,8 +12,9 @@ from .gaussians import Gaussians
 
 SH_C0 = 0.28209479177387814
 _TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
 }  # fmt: skip
 _POSITION = ("x", "y", "z")
 _COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")

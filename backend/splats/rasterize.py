@@ -1,4 +1,4 @@
-"""The one way to draw Gaussians: `rasterize`. It hands on to gsplat for CUDA tensors and to the numba one for CPU tensors."""
+"""The one way to draw Gaussians: `rasterize` hands on to gsplat for CUDA tensors, else to the numba kernels."""
 
 from torch import Tensor
 
@@ -21,14 +21,14 @@ def rasterize(
     background: Tensor | None = None,  # [3] or [B, 3]
     reference: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draws B images of N Gaussians; image b has camera b and, where an input has a leading B, its own geometry or colours.
+    """Draws B images of N Gaussians; image b has camera b and its own row of every input that has a leading B.
 
     Cameras look along their -z with x right and y up (OpenGL); z is up in the world. Definitions: see `definitions`.
 
     Returns:
-        rgb [B, H, W, 3], premultiplied by alpha (plus the background seen through it, if one is given), and alpha [B, H, W] in
-        0..1; top row first. Differentiable in means, quats, scales, opacities, colors and background, not in the cameras. With
-        `reference`, the slow float64 implementation for small inputs.
+        rgb [B, H, W, 3], premultiplied by alpha (plus the background seen through it, if one is given), and alpha
+        [B, H, W] in 0..1; top row first. Differentiable in means, quats, scales, opacities, colors and background, not
+        in the cameras. With `reference`, from the slow float64 implementation for small inputs.
 
     Raises:
         ValueError: shapes that do not fit together.

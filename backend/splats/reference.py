@@ -1,4 +1,4 @@
-"""The rasterizer in plain torch: float64, every splat against every pixel, gradients by autograd. For tests and small inputs.
+"""The rasterizer in plain torch, for tests and small inputs: float64, every splat against every pixel, autograd.
 
 Same arguments and definitions as `rasterize.rasterize`; memory is N * H * W * 8 bytes per image and intermediate.
 """

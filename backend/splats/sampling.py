@@ -14,8 +14,8 @@ def sample_surface(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`count` points spread evenly over the area: face [count] int64 and barycentric [count, 3] float64.
 
-    Points on opposite sides of a thin wall (normals facing away from each other) do not push each other aside. Faces without
-    area, or with corners that are not finite, get no point. The caller makes sure that some face has area.
+    Points on opposite sides of a thin wall (normals facing away from each other) do not push each other aside. Faces
+    without area, or with corners that are not finite, get no point. The caller makes sure that some face has area.
     """
     rng = np.random.default_rng(seed)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

@@ -69,7 +69,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             # Checks the header against the file's length, so a header that lies is an error and not a crash.
             with safe_open(path, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError, RuntimeError):
+        except (SafetensorError, OSError, ValueError):
             raise WeightsError(f"The weight file {path.name} in {path.parent} can't be read.") from None
     return tensors
 

@@ -56,12 +56,14 @@ class ModelInfo:
     image_mean: tuple[float, ...] = CLIP_MEAN  # what the image encoder's pictures are normalised with
     image_std: tuple[float, ...] = CLIP_STD
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    motions: tuple[str, ...] = ()  # what the model knows, for people
+    motions: dict[str, list[str]] = field(default_factory=dict)  # the words for each motion it knows; empty: any prompt
     prompt_hints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.appearance not in ("color", "position") or self.image_channels not in (3, 4):
             raise ValueError("A model animates colours or positions, in pictures with 3 or 4 channels.")
+        if not isinstance(self.motions, dict):
+            raise ValueError("The motions that a model knows are a table of words.")
 
     @classmethod
     def from_json(cls, content: dict) -> "ModelInfo":
@@ -70,7 +72,7 @@ class ModelInfo:
         return cls(**content | {"sampler": SamplerSettings(**content.get("sampler", {}))})
 
 
-@dataclass
+@dataclass(eq=False)
 class MVVDM:
     """The multi-view video diffusion model with everything around its UNet."""
 
@@ -103,13 +105,13 @@ class MVVDM:
         verify_manifest(folder)
         try:
             info = ModelInfo.from_json(read_json_file(folder / "model.json"))
-            networks = {name: _read_network(name, folder / name).to(device, dtype).eval() for name in NETWORKS}
+            networks = {name: _read_network(name, folder / name) for name in NETWORKS}
             scheduler = DDIMScheduler.from_config(read_json_file(folder / "scheduler" / "scheduler_config.json"))
             tokenizer = _read_tokenizer(folder / "tokenizer")
         except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:
-            raise WeightsError(f"The settings in the model folder {folder} make no sense: {error}") from error
+            raise WeightsError(f"The settings in the model folder {folder} make no sense.") from error
         for network in networks.values():
-            network.requires_grad_(False)
+            network.to(device, dtype).eval().requires_grad_(False)
         return cls(**networks, tokenizer=tokenizer, scheduler=scheduler, info=info)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -256,13 +258,11 @@ class MVVDM:
 
 
 def _read_network(name: str, folder: Path) -> nn.Module:
-    """One network: its config, built without memory first, so that nothing is allocated before the weights fit it."""
-    config = read_json_file(folder / "config.json")
-    tensors = read_tensors(folder)
+    """One network; built without memory first, so that nothing is allocated before the weights fit the config."""
+    content, tensors = read_json_file(folder / "config.json"), read_tensors(folder)
     if name in ("unet", "vae"):
         network_class = MVVDMUNet if name == "unet" else AutoencoderKL
-        with torch.device("meta"):
-            network = network_class.from_config(config)
+        network = _build_empty(lambda: network_class.from_config(content), folder)
         check_tensors(network, tensors, folder)
         network.load_state_dict(tensors, assign=True)
         return network
@@ -270,11 +270,19 @@ def _read_network(name: str, folder: Path) -> nn.Module:
         "text_encoder": (CLIPTextModel, CLIPTextConfig),
         "image_encoder": (CLIPVisionModelWithProjection, CLIPVisionConfig),
     }[name]
-    config = config_class.from_dict(config)
-    with torch.device("meta"):
-        check_tensors(network_class(config), tensors, folder)
+    config = config_class.from_dict(content)
+    check_tensors(_build_empty(lambda: network_class(config), folder), tensors, folder)
     # transformers keeps some buffers out of the state dict and only its own loader fills them.
     return network_class.from_pretrained(None, config=config, state_dict=tensors)
+
+
+def _build_empty(build: Callable[[], nn.Module], folder: Path) -> nn.Module:
+    """The network on the meta device: shapes without memory."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
+        raise WeightsError(f"No network can be built from the config in {folder}.") from error
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -217,10 +217,13 @@ def sample_latents(
         solver.set_timesteps(settings.steps)
         for index, timestep in enumerate(solver.timesteps):
             clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
-            latents = solver.step(clean, timestep, latents, return_dict=False)[0]
             # Frame 0 is known: whatever was predicted for it is thrown away.
-            latents = torch.cat([first, latents[:, :, 1:]], dim=2)
+            clean = torch.cat([first, clean[:, :, 1:]], dim=2)
+            if index + 1 < settings.steps:
+                latents = solver.step(clean, timestep, latents, return_dict=False)[0]
+                latents = torch.cat([first, latents[:, :, 1:]], dim=2)
+            else:
+                latents = clean  # where every solver ends, but for trailing spacings that miss the end by a timestep
             if callback is not None:
-                done = iteration * settings.steps + index + 1
-                callback(done, settings.total_steps, torch.cat([first, clean[:, :, 1:]], dim=2))
+                callback(iteration * settings.steps + index + 1, settings.total_steps, clean)
     return latents

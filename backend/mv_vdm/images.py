@@ -18,7 +18,7 @@ def read_rgba(pictures: np.ndarray, size: int, resample: Image.Resampling) -> to
     """
     # "RGBa" is PIL's premultiplied mode: colours of transparent pixels must not bleed into the outline.
     resized = [
-        np.asarray(ImageOps.fit(Image.fromarray(picture, "RGBA").convert("RGBa"), (size, size), resample))
+        np.asarray(ImageOps.fit(Image.fromarray(picture).convert("RGBa"), (size, size), resample))
         for picture in pictures
     ]
     return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float() / 255

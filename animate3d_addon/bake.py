@@ -172,9 +172,9 @@ def _shifted(obj: bpy.types.Object, axis: int, distance: float) -> bpy.types.Obj
 
 def _plain(objects: Sequence[bpy.types.Object], frame: float) -> list[bpy.types.Object]:
     """The objects, those with modifiers and those that are no mesh turned into plain meshes."""
-    names = [obj.name for obj in objects]
-    meshes.freeze([obj for obj in objects if obj.type != "MESH" or meshes.is_deformed(obj)], frame)
-    return [bpy.data.objects[name] for name in names]
+    chosen = [obj.type != "MESH" or meshes.is_deformed(obj) for obj in objects]
+    plain = iter(meshes.freeze([obj for obj, is_chosen in zip(objects, chosen, strict=True) if is_chosen], frame))
+    return [next(plain) if is_chosen else obj for obj, is_chosen in zip(objects, chosen, strict=True)]
 
 
 def _bake_object(

@@ -66,7 +66,7 @@ def capture(
             subject.save(Path(job))
         except OSError as error:
             raise protocol.UserError(
-                f"The job folder can't be written ({error.strerror}).", "Check free space and permissions."
+                f"The job folder can't be written ({error.strerror or error}).", "Check free space and permissions."
             ) from error
     return subject
 

@@ -38,7 +38,7 @@ def shape_key_fcurves(
 
 def has_slots() -> bool:
     """Whether one action can move several datablocks (4.4 and later)."""
-    return hasattr(bpy.types.Action, "slots") or "slots" in bpy.types.Action.bl_rna.properties
+    return "slots" in bpy.types.Action.bl_rna.properties
 
 
 def node_tree(owner: bpy.types.Material | bpy.types.World) -> bpy.types.NodeTree:

@@ -31,8 +31,8 @@ NOT_EXPORTED = "glTF_not_exported"  # where the glTF importer puts the shapes of
 def load(path: Path, object_name: str | None = None, frame: float = 0.0) -> list[bpy.types.Object]:
     """Replaces everything in Blender by the file, and returns its objects that have a surface, sorted by name.
 
-    Objects that are hidden from renders are left out. With `object_name` only that object, hidden or not, or where it has
-    no surface (an armature, an empty), those below it. `frame` is the timeline frame of the pose that is kept of an
+    Objects that are hidden from renders are left out. With `object_name` only that object, hidden or not, or where it
+    has no surface (an armature, an empty), those below it. `frame` is the timeline frame of the pose that is kept of an
     animated file; .blend files stay at their own current frame.
     Raises `UserError`.
     """

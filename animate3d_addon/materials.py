@@ -81,16 +81,26 @@ def use_cycles(scene: bpy.types.Scene) -> None:
 
 def use_true_colors(scene: bpy.types.Scene, samples: int) -> None:
     scene.view_layers[0].material_override = None
-    scene.view_settings.view_transform = "Standard"
+    _set_view(scene, "Standard")
     scene.cycles.max_bounces, scene.cycles.transparent_max_bounces = 3, 16
     # Without the denoiser four times as many samples look about the same.
     scene.cycles.samples = samples if compat.use_denoiser(scene) else 4 * samples
 
 
+def _set_view(scene: bpy.types.Scene, name: str) -> None:
+    try:
+        scene.view_settings.view_transform = name
+    except TypeError:
+        raise protocol.UserError(
+            f"The colour management in use has no view transform “{name}”.",
+            "Start Blender without the environment variable OCIO.",
+        ) from None
+
+
 def use_position_colors(scene: bpy.types.Scene, samples: int) -> None:
     """Values as they are: no view transform, no denoiser, a pixel is the mean over its own square."""
     scene.view_layers[0].material_override = position_material()
-    scene.view_settings.view_transform = "Raw"
+    _set_view(scene, "Raw")
     scene.cycles.max_bounces = 0
     scene.cycles.pixel_filter_type = "BOX"
     scene.cycles.use_denoising = False

@@ -39,7 +39,7 @@ class Progress:
         self._write(f"\r\x1b[K{text}\n" if self._bar else f"{text}\n")
 
     def step(self, stage: str, step: int, steps: int) -> None:
-        """Step `step` of `steps` of a stage is done; 0 when it starts. A stage that starts at its end was taken over."""
+        """Step `step` of `steps` of a stage is done, 0 when it starts; one that starts at its end was taken over."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._drawn = stage, now, 0.0

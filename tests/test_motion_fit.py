@@ -61,7 +61,8 @@ def coded_video(poses: np.ndarray, faces: np.ndarray, size: int = 64) -> protoco
     area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
     face = rng.choice(len(faces), 150_000, p=area / area.sum())
     mix = rng.dirichlet(np.ones(3), len(face))[..., None]
-    codes = protocol.position_code((mix * poses[0][faces[face]]).sum(axis=1), poses[0].min(axis=0), poses[0].max(axis=0))
+    rest = (mix * poses[0][faces[face]]).sum(axis=1)
+    codes = protocol.position_code(rest, poses[0].min(axis=0), poses[0].max(axis=0))
     fine = 2 * size
     frames = np.zeros((4, len(poses), size, size, 4), np.uint8)
     for f, pose in enumerate(poses):
@@ -150,8 +151,9 @@ def test_odd_objects_give_finite_offsets(kind: str) -> None:
     else:
         shards = rng.uniform(-0.45, 0.45, (500, 1, 3)) + rng.uniform(-0.06, 0.06, (500, 4, 3))
         vertices = shards.reshape(-1, 3)
-        faces = (np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]) + 4 * np.arange(500)[:, None, None]).reshape(-1, 3)
-    poses = np.stack([vertices + [0.0, 0.05 * k, 0.03 * k] for k in range(4)])
+        tetrahedron = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+        faces = (tetrahedron + 4 * np.arange(500)[:, None, None]).reshape(-1, 3)
+    poses = np.stack([vertices + np.array([0.0, 0.05 * k, 0.03 * k]) for k in range(4)])
     video = coded_video(poses, faces)
     subject = make_subject(vertices, faces[:0] if kind == "no faces" else faces)
     offsets = solve(subject, video)
@@ -199,9 +201,9 @@ def test_the_paper_preset_lowers_its_own_loss(bending) -> None:
     settings = replace(PAPER, iterations=24, frames_every=1000, image_size=64)  # frame 1 only: losses compare
     frames = np.stack([video.frames[:, 0], video.frames[:, 3]], axis=1)
     field, losses = fit_by_rendering(
-        subject, coloured_splats(subject, 1500), frames, matte[:, [0, 3]], settings, CPU, lambda step, total: None
+        subject, coloured_splats(subject, 800), frames, matte[:, [0, 3]], settings, CPU, lambda step, total: None
     )
-    assert np.mean(losses[-4:]) < 0.97 * np.mean(losses[:4])
+    assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:3])
     assert len(field.grids) == 2 and field.grids[1][2].shape == (1, 16, 16, 100)
 
 
@@ -209,10 +211,10 @@ def test_the_draft_renders_colour_videos(bending) -> None:
     subject, poses, video = bending
     matte = video.frames[..., 3].astype(np.float32) / 255
     steps: list[tuple[int, int]] = []
-    settings = replace(DRAFT, iterations=10, frames_every=1, image_size=32)
+    settings = replace(DRAFT, iterations=6, frames_every=1, image_size=32)
     colour = protocol.Video(video.frames, "color")
     offsets = fit_motion(
         subject, coloured_splats(subject, 800), colour, matte, settings, CPU, lambda *s: steps.append(s)
     )
     assert offsets.shape == poses.shape and not offsets[0].any() and np.isfinite(offsets).all()
-    assert offsets[1:].any() and steps[-1] == (10, 10)
+    assert offsets[1:].any() and steps[-1] == (6, 6)

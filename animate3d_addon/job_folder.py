@@ -82,7 +82,8 @@ def opened(keep_job: str) -> Iterator[JobFolder]:
         with _locked(path):
             yield folder
     finally:
-        if not folder.keep:
+        nothing_done = not keep_job and {entry.name for entry in path.iterdir()} <= {LOCK}
+        if nothing_done or not folder.keep:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from backend.protocol import PROTOCOL_VERSION, JobSettings, UserError
 log = logging.getLogger("backend")
 
 LOG_NAME = "backend.log"
+# What a disk, a folder's owner or a user who tidies up may do to a job; other OSErrors are ours.
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EIO)
 
 
 class Cancelled(UserError):
@@ -111,7 +114,7 @@ def describe(error: Exception) -> dict[str, str]:
     if device.is_out_of_memory(error):
         hint = "Close other programs, ask for fewer frames, or use another device."
         return {"kind": "out_of_memory", "message": "There is not enough memory for this job.", "hint": hint}
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         reason = error.strerror or type(error).__name__
         message = f"A file of the job could not be read or written: {reason}."
         return {"kind": "bad_input", "message": message, "hint": "Check the disk's free space and the permissions."}

@@ -76,7 +76,7 @@ def refine_shape(
     shape = _Shape(gaussians, settings)
     adam = torch.optim.Adam(shape.groups, betas=(0.8, 0.95))
     generator = torch.Generator().manual_seed(settings.seed)
-    touched = torch.zeros(len(gaussians))
+    touched = torch.zeros_like(gaussians.opacities)
     for step in range(settings.shape_steps):
         if step > settings.shape_steps // 2:
             for group in adam.param_groups:

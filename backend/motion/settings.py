@@ -56,8 +56,8 @@ STANDARD = FitSettings(
 
 DRAFT = FitSettings(
     road="auto",
-    iterations=150,
-    frames_every=8,
+    iterations=100,
+    frames_every=6,
     image_size=64,  # a quarter of the pixels, for machines without a GPU
     resolutions=((24, 24, 24, 8), (48, 48, 48, 16)),  # large planes learn slowly from few pixels
     network_rate=2e-3,  # fewer steps
@@ -65,6 +65,6 @@ DRAFT = FitSettings(
     arap_on_mesh=True,
     arap_quirk=False,
     gradient_share=1.0,
-    max_gaussians=4000,
+    max_gaussians=3000,
     arap_sample=256,
 )

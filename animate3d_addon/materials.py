@@ -9,6 +9,7 @@ import numpy as np
 from mathutils import Matrix
 
 from . import compat
+from .quiet import quiet
 from .shared import protocol
 
 CODE_ATTRIBUTE = "animate3d_position"
@@ -83,8 +84,10 @@ def use_true_colors(scene: bpy.types.Scene, samples: int) -> None:
     scene.view_layers[0].material_override = None
     _set_view(scene, "Standard")
     scene.cycles.max_bounces, scene.cycles.transparent_max_bounces = 3, 16
+    with quiet():  # looks for graphics cards, and says so where there is none
+        denoised = compat.use_denoiser(scene)
     # Without the denoiser four times as many samples look about the same.
-    scene.cycles.samples = samples if compat.use_denoiser(scene) else 4 * samples
+    scene.cycles.samples = samples if denoised else 4 * samples
 
 
 def _set_view(scene: bpy.types.Scene, name: str) -> None:

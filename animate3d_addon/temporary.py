@@ -24,7 +24,9 @@ def temporary_scene(keep: Sequence[bpy.types.ID] = ()) -> Iterator[bpy.types.Sce
         yield bpy.data.scenes.new("Animate3D temporary")
     finally:
         before |= {compat.session_uid(datablock) for datablock in keep}
-        bpy.data.batch_remove([each for each in _all_datablocks() if compat.session_uid(each) not in before])
+        # By number, because Blender 5.2 lists every datablock twice.
+        new = {compat.session_uid(each): each for each in _all_datablocks()}
+        bpy.data.batch_remove([new[uid] for uid in new.keys() - before])
 
 
 def _all_datablocks() -> Iterator[bpy.types.ID]:

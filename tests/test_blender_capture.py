@@ -160,7 +160,7 @@ def test_capture_leaves_no_trace_when_it_fails_half_way(tmp_path, monkeypatch, s
 
 def test_nothing_is_printed(tmp_path, capfd):
     scenes.cube()
-    scenes.subject_of(bpy.data.objects[:], tmp_path)
+    capture.capture(bpy.data.objects[:], tmp_path, dataclasses.replace(scenes.FAST, appearance="both"))
     assert capfd.readouterr() == ("", "")
 
 

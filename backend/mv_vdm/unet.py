@@ -40,6 +40,8 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         i2v_cond_time_zero: tell the network that frame 0 is at timestep 0 (off in the released model).
         pooled_text: add an embedding of the pooled text to the time embedding (not in the released model).
         pooled_text_dim: length of the pooled text vector.
+        pooled_text_with_frame: that embedding also sees which frame it is for, so that what is said can mean something
+            else at each moment already in the first layer (not in the released model).
         i2v_near_identity_init: the MV2V layers carry cell codes and start by looking at their own cell of frame 0.
     """
 
@@ -65,6 +67,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         i2v_cond_time_zero: bool = False,
         pooled_text: bool = False,
         pooled_text_dim: int | None = None,
+        pooled_text_with_frame: bool = False,
         i2v_near_identity_init: bool = False,
     ):
         super().__init__()
@@ -74,7 +77,8 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(first, time_dim)
         self.camera_embedding = TimestepEmbedding(camera_embedding_dim, time_dim)
         if pooled_text:
-            self.pooled_text_embedding = TimestepEmbedding(pooled_text_dim or cross_attention_dim, time_dim)
+            text_dim = (pooled_text_dim or cross_attention_dim) + (first if pooled_text_with_frame else 0)
+            self.pooled_text_embedding = TimestepEmbedding(text_dim, time_dim)
         self.encoder_hid_proj = MultiIPAdapterImageProjection(
             [ImageProjection(image_embed_dim, cross_attention_dim, num_image_tokens)]
         )
@@ -170,17 +174,23 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             Tensor [(b n), f, 4 * c0].
         """
         timestep = torch.as_tensor(timestep, device=camera.device).expand(camera.shape[0])
-        constant = self.camera_embedding(camera)
-        if self.config.pooled_text:
-            constant = constant + self.pooled_text_embedding(pooled_text)
 
         def at(moment: torch.Tensor) -> torch.Tensor:
-            return self.time_embedding(self.time_proj(moment).to(camera.dtype)) + constant
+            return self.time_embedding(self.time_proj(moment).to(camera.dtype))[:, None]
 
-        embedding = at(timestep)[:, None].expand(-1, num_frames, -1)
+        embedding = at(timestep).expand(-1, num_frames, -1)
         if self.config.i2v_cond_time_zero:
-            embedding = torch.cat([at(torch.zeros_like(timestep))[:, None], embedding[:, 1:]], dim=1)
-        return embedding
+            embedding = torch.cat([at(torch.zeros_like(timestep)), embedding[:, 1:]], dim=1)
+        embedding = embedding + self.camera_embedding(camera)[:, None]
+        return embedding + self._embed_text(pooled_text, num_frames) if self.config.pooled_text else embedding
+
+    def _embed_text(self, pooled_text: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Pooled text [(b n), d] -> [(b n), 1, 4 * c0], or [(b n), f, 4 * c0] where the frame takes part."""
+        said = pooled_text[:, None]
+        if self.config.pooled_text_with_frame:
+            frames = self.time_proj(torch.arange(num_frames, device=said.device)).to(said.dtype)  # [f, c0]
+            said = torch.cat([said.expand(-1, num_frames, -1), frames.expand(len(said), -1, -1)], dim=-1)
+        return self.pooled_text_embedding(said)
 
     def forward(
         self,

@@ -100,6 +100,7 @@ class StarterModel(torch.nn.Module):
             first_frame_concat=True,  # without access to frame 0 nothing moves
             i2v_cond_time_zero=True,
             pooled_text=True,
+            pooled_text_with_frame=True,  # else the moment is known only behind the first motion module
             i2v_near_identity_init=True,
         )
         torch.nn.init.zeros_(self.unet.conv_out.weight)  # start from an object that stands still

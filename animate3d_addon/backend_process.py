@@ -69,6 +69,7 @@ class BackendProcess:
         self._inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._running = False
         self._cancelled_at: float | None = None
+        self._forced = False  # it was ended because it did not cancel
         self._process = _spawn(arguments, self.log)
         threading.Thread(target=self._read, name="backend stdout", daemon=True).start()
 
@@ -105,11 +106,11 @@ class BackendProcess:
                 raise to_error(message)
         return self.hello
 
-    def send(self, kind: str, **content: object) -> None:
-        """Sends one message; raises `BackendDied` where nobody is there to read it."""
-        self._running = self._running or kind == "run"
+    def send(self, message: str, /, **content: object) -> None:
+        """Sends one message of a type; raises `BackendDied` where nobody is there to read it."""
+        self._running = self._running or message == "run"
         try:
-            self._process.stdin.write(protocol.encode_message(kind, **content).encode("ascii"))
+            self._process.stdin.write(protocol.encode_message(message, **content).encode("ascii"))
             self._process.stdin.flush()
         except OSError:
             raise self._death() from None
@@ -174,10 +175,9 @@ class BackendProcess:
         if self._cancelled_at is None or not self.alive:
             return
         waited = time.monotonic() - self._cancelled_at
-        if waited > 2 * PATIENCE:
-            self._process.kill()
-        elif waited > PATIENCE:
-            self._process.terminate()
+        if waited > PATIENCE:
+            self._forced = True
+            (self._process.kill if waited > 2 * PATIENCE else self._process.terminate)()
 
     def _read(self) -> None:
         for line in self._process.stdout:
@@ -192,7 +192,7 @@ class BackendProcess:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             code = None
-        if self._cancelled_at is not None:
+        if self._forced:
             return protocol.UserError("The job was cancelled.", "Run it again to go on.", kind="cancelled")
         return BackendDied(code, self.log)
 

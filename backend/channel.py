@@ -23,9 +23,9 @@ class Outbox:
         os.dup2(2, 1)
         self._lock = threading.Lock()
 
-    def send(self, kind: str, **content: object) -> None:
-        """Sends one message. The process ends where nobody reads any more."""
-        data = encode_message(kind, **content).encode("ascii")
+    def send(self, message: str, /, **content: object) -> None:
+        """Sends one message of a type. The process ends where nobody reads any more."""
+        data = encode_message(message, **content).encode("ascii")
         try:
             with self._lock:
                 while data:

@@ -315,9 +315,9 @@ class Report:
         write_json(Path(path), asdict(self))
 
 
-def encode_message(kind: str, **content: object) -> str:
-    """One message as one line of JSON, newline included."""
-    return json.dumps({"type": kind, **content}, ensure_ascii=True) + "\n"
+def encode_message(message: str, /, **content: object) -> str:
+    """One message of a type as one line of JSON, newline included."""
+    return json.dumps({"type": message, **content}, ensure_ascii=True) + "\n"
 
 
 def decode_message(line: str) -> dict | None:

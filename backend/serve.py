@@ -95,7 +95,7 @@ class _Server:
             if self._inbox.cancelled.is_set():
                 raise Cancelled
 
-        def tell(kind: str, **content: object) -> None:
+        def tell(kind: str, /, **content: object) -> None:
             self._outbox.send(kind, job=name, **content)
 
         report = jobs.run_job(job, progress, self._models, self._peak, tell)

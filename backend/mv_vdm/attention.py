@@ -29,6 +29,7 @@ class Layout:
     height: int
     width: int
     image_tokens: torch.Tensor | None = None  # [(b n), 4, cross_attention_dim]
+    frame_numbers: torch.Tensor | None = None  # [f], where the frames are not 0, 1, 2, ...
 
 
 def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
@@ -152,9 +153,11 @@ class SpatioTemporalProcessor(nn.Module):
         self.alpha_blender = AlphaBlender()
         self.time_pos_embed = SinusoidalPositionalEmbedding(channels, max_frames)
 
-    def _over_frames(self, attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
+    def _over_frames(self, attn: Attention, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
         """tokens: [b, f, (n l), c] -> [b, f, (n l), c], each cell attending to itself in all frames."""
-        tokens = tokens + self.time_pos_embed.pe[0, : tokens.shape[1], None]
+        table = self.time_pos_embed.pe[0]  # [max frames, c]
+        numbers = slice(layout.num_frames) if layout.frame_numbers is None else layout.frame_numbers
+        tokens = tokens + table[numbers][:, None]
         # Cells and heads lie next to each other in memory: as one "heads" axis they need no copy.
         query, key, value = (
             layer(tokens).unflatten(3, (attn.heads, -1)).flatten(2, 3).transpose(1, 2)  # [b, (n l heads), f, d]
@@ -179,6 +182,6 @@ class SpatioTemporalProcessor(nn.Module):
     ) -> torch.Tensor:
         """hidden_states: [(b f n), l, c], already normalised, no position added -> the same shape."""
         channels = hidden_states.shape[2]
-        temporal = self._over_frames(attn, hidden_states.reshape(layout.batch, layout.num_frames, -1, channels))
+        temporal = self._over_frames(attn, hidden_states.reshape(layout.batch, layout.num_frames, -1, channels), layout)
         spatial = self._over_views(attn, hidden_states.unflatten(0, (-1, layout.num_views)), layout)
         return self.alpha_blender(spatial.view_as(hidden_states), temporal.view_as(hidden_states))

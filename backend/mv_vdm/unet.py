@@ -5,6 +5,7 @@ neither the number of views nor the image size to the motion modules and regroup
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -163,12 +164,16 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
                         attn.set_processor(SpatioTemporalProcessor(attn.inner_dim, config.motion_max_seq_length))
 
     def _embed_conditions(
-        self, timestep: torch.Tensor, camera: torch.Tensor, pooled_text: torch.Tensor | None, num_frames: int
+        self,
+        timestep: torch.Tensor,
+        camera: torch.Tensor,
+        pooled_text: torch.Tensor | None,
+        frame_numbers: torch.Tensor,
     ) -> torch.Tensor:
         """Time + camera (+ pooled text) embedding of every frame.
 
         Args:
-            timestep: scalar or [(b n)]; camera: [(b n), 16]; pooled_text: [(b n), d].
+            timestep: scalar or [(b n)]; camera: [(b n), 16]; pooled_text: [(b n), d]; frame_numbers: [f].
 
         Returns:
             Tensor [(b n), f, 4 * c0].
@@ -178,18 +183,18 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         def at(moment: torch.Tensor) -> torch.Tensor:
             return self.time_embedding(self.time_proj(moment).to(camera.dtype))[:, None]
 
-        embedding = at(timestep).expand(-1, num_frames, -1)
+        embedding = at(timestep).expand(-1, len(frame_numbers), -1)
         if self.config.i2v_cond_time_zero:
             embedding = torch.cat([at(torch.zeros_like(timestep)), embedding[:, 1:]], dim=1)
         embedding = embedding + self.camera_embedding(camera)[:, None]
-        return embedding + self._embed_text(pooled_text, num_frames) if self.config.pooled_text else embedding
+        return embedding + self._embed_text(pooled_text, frame_numbers) if self.config.pooled_text else embedding
 
-    def _embed_text(self, pooled_text: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def _embed_text(self, pooled_text: torch.Tensor, frame_numbers: torch.Tensor) -> torch.Tensor:
         """Pooled text [(b n), d] -> [(b n), 1, 4 * c0], or [(b n), f, 4 * c0] where the frame takes part."""
         said = pooled_text[:, None]
         if self.config.pooled_text_with_frame:
-            frames = self.time_proj(torch.arange(num_frames, device=said.device)).to(said.dtype)  # [f, c0]
-            said = torch.cat([said.expand(-1, num_frames, -1), frames.expand(len(said), -1, -1)], dim=-1)
+            frames = self.time_proj(frame_numbers).to(said.dtype)  # [f, c0]
+            said = torch.cat([said.expand(-1, len(frames), -1), frames.expand(len(said), -1, -1)], dim=-1)
         return self.pooled_text_embedding(said)
 
     def forward(
@@ -201,6 +206,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         image_embeds: torch.Tensor,
         num_views: int = 4,
         pooled_text: torch.Tensor | None = None,
+        frame_numbers: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One network evaluation; sample index = b * num_views + view.
 
@@ -211,6 +217,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             camera: conditioning vectors [(b n), 16] (see ``cameras``).
             image_embeds: CLIP image embeddings [(b n), D]; zeros for the unconditional half.
             pooled_text: [(b n), d], only with the config field of that name.
+            frame_numbers: [f], where training shows only some frames of a clip; 0 comes first.
 
         Returns:
             Tensor [(b n), c_out, f, h, w].
@@ -225,8 +232,11 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             height=height,
             width=width,
             image_tokens=self.encoder_hid_proj([image_embeds[:, None]])[0].flatten(1, 2),
+            frame_numbers=frame_numbers,
         )
-        embedding = self._embed_conditions(timestep, camera, pooled_text, frames)
+        if frame_numbers is None:
+            frame_numbers = torch.arange(frames, device=sample.device)
+        embedding = self._embed_conditions(timestep, camera, pooled_text, frame_numbers)
         # Resnet layers add the same projection of SiLU(embedding) everywhere, so apply SiLU once.
         embedding = F.silu(embedding).unflatten(0, (-1, num_views)).transpose(1, 2).flatten(0, 2)  # [(b f n), e]
 
@@ -310,7 +320,7 @@ def to_images(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def at_size(layout: Layout, images: torch.Tensor) -> Layout:
     """The layout of the level that these images belong to."""
     height, width = images.shape[2:]
-    return Layout(layout.batch, layout.num_frames, layout.num_views, height, width, layout.image_tokens)
+    return replace(layout, height=height, width=width)
 
 
 def run_spatial_transformer(

@@ -49,7 +49,9 @@ class StarterSettings:
     text_dropout: float = 0.1  # as the paper; lets the sampler use classifier-free guidance
     pure_noise_share: float = 0.6  # most draws at the last timestep: motion is decided there
     moving_weight: float = 3.0  # extra weight of cells that move; still ones keep 1, or they would stay grainy
-    short_share: float = 0.4  # first part of the run on half the frames, at half the cost
+    sparse_share: float = (
+        0.75  # first part of the run on half of each clip's frames, drawn anew each time: half the cost
+    )
     repeats: int = 3  # times that each rendered clip is used
     seed: int = 0
 
@@ -107,12 +109,17 @@ class StarterModel(torch.nn.Module):
         torch.nn.init.zeros_(self.unet.conv_out.bias)
 
     def forward(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, images: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        images: torch.Tensor,
+        frame_numbers: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predicted difference to frame 0, [(b n), c, f, h, w].
 
         noisy [(b n), c, f, h, w] with frame 0 clean, timestep [b], tokens [b, MAX_TOKENS],
-        images [(b n), 3, H, W] in -1..1.
+        images [(b n), 3, H, W] in -1..1, frame_numbers [f] where the frames are not 0, 1, 2, ...
         """
         text = self.text_encoder(input_ids=tokens)
         cameras = camera_vectors(condition_cameras()).repeat(len(tokens), 1)
@@ -123,6 +130,7 @@ class StarterModel(torch.nn.Module):
             cameras,
             self.image_encoder(pixel_values=images).image_embeds,
             pooled_text=text.pooler_output.repeat_interleave(VIEWS, dim=0),
+            frame_numbers=frame_numbers,
         )
 
 
@@ -152,7 +160,8 @@ def denoise(
     noise = torch.randn(clean.shape, generator=generator)
     noisy = scheduler.add_noise(clean, noise, timestep.repeat_interleave(VIEWS))
     noisy = torch.cat([clean[:, :, :1], noisy[:, :, 1:]], dim=2)
-    return clean[:, :, :1] + model(noisy, timestep, batch["tokens"], batch["images"].flatten(0, 1))
+    images, numbers = batch["images"].flatten(0, 1), batch.get("frame_numbers")
+    return clean[:, :, :1] + model(noisy, timestep, batch["tokens"], images, numbers)
 
 
 def training_loss(
@@ -192,8 +201,12 @@ def pure_noise_error(model: StarterModel, scheduler: DDIMScheduler, batches: lis
     return right / still, wrong / still
 
 
-def cut_frames(batch: dict[str, torch.Tensor], frames: int) -> dict[str, torch.Tensor]:
-    return batch | {"latents": batch["latents"][:, :, :, :frames]}
+def draw_frames(batch: dict[str, torch.Tensor], count: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """The batch with frame 0 and `count` - 1 others of each clip, in order."""
+    frames = batch["latents"].shape[3]
+    others = 1 + np.sort(rng.choice(frames - 1, count - 1, replace=False))
+    numbers = torch.from_numpy(np.concatenate([[0], others]))
+    return batch | {"latents": batch["latents"][:, :, :, numbers], "frame_numbers": numbers}
 
 
 def train_video(out: Path, minutes: float, settings: StarterSettings) -> None:
@@ -213,9 +226,10 @@ def train_video(out: Path, minutes: float, settings: StarterSettings) -> None:
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     losses: list[float] = []
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1.0:
-        batch = store.draw(np.random.default_rng(state.step), settings.batch, state.step, settings.repeats)
-        if progress < settings.short_share:
-            batch = cut_frames(batch, settings.frames // 2)
+        rng = np.random.default_rng(state.step)
+        batch = store.draw(rng, settings.batch, state.step, settings.repeats)
+        if progress < settings.sparse_share:
+            batch = draw_frames(batch, settings.frames // 2, rng)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, progress)
         loss = training_loss(model, scheduler, batch, settings)

@@ -17,6 +17,7 @@ from .shared import protocol
 COMPONENTS = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 ELEMENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 SPLAT_PROPERTIES = {"f_dc_0", "opacity", "scale_0", "rot_0"}
+FBX_MAGIC = b"Kaydara FBX Binary  \0\x1a\0"
 LARGEST_HEADER = 65536  # bytes of a .ply header; a splat file's has about 2000
 
 
@@ -39,6 +40,8 @@ def check(path: Path, readable: tuple[str, ...]) -> None:
             _check_ply(path)
         elif suffix == ".stl":
             _check_stl(path)
+        elif suffix == ".fbx":
+            _check_fbx(path)
     except OSError as error:
         raise protocol.UserError(
             f"“{path.name}” can't be read ({error.strerror}).", "Check its permissions."
@@ -225,15 +228,25 @@ def _check_ply(path: Path) -> None:
     if not head.startswith(b"ply") or end < 0:
         raise damaged(path, "it has no valid header")
     counts: dict[str, int] = {}
-    properties: set[str] = set()
-    for words in (line.split() for line in head[:end].decode("ascii", "replace").splitlines()):
-        if words[:1] == ["element"] and len(words) == 3 and words[2].isdigit():
-            counts[words[1]] = int(words[2])
-        elif words[:1] == ["property"]:
-            properties.add(words[-1])
-    if counts.get("face", 0) > 0:
+    properties: dict[str, set[str]] = {}
+    element = ""
+    for line in head[:end].decode("utf-8", "replace").splitlines():
+        match line.split():
+            case ["element", element, count] if count.isdigit():
+                counts[element], properties[element] = int(count), set()
+            case ["property", _, *_, name] if element in properties:
+                properties[element].add(name)
+            case ["ply"] | ["format", _, _] | ["comment", *_] | ["obj_info", *_] | []:
+                pass
+            case _:  # Blender's reader doesn't stop here, and crashes later
+                raise damaged(path, "its header has a line that means nothing")
+    if not counts.get("vertex") or not properties["vertex"] >= {"x", "y", "z"}:
+        raise damaged(path, "it has no vertices")
+    if counts.get("face"):
+        if not properties["face"] & {"vertex_indices", "vertex_index"}:
+            raise damaged(path, "its faces have no vertices")
         return
-    if properties >= SPLAT_PROPERTIES:
+    if properties["vertex"] >= SPLAT_PROPERTIES:
         raise protocol.UserError(
             f"“{path.name}” holds Gaussian splats; splats as input come in a later version.", "Use a mesh."
         )
@@ -248,3 +261,32 @@ def _check_stl(path: Path) -> None:
     binary = len(head) >= 84 and path.stat().st_size >= 84 + 50 * struct.unpack_from("<I", head, 80)[0] > 84
     if not text and not binary:
         raise damaged(path, "it is not an STL file")
+
+
+def _check_fbx(path: Path) -> None:
+    """The tree of records fits into the file: Blender's reader believes any count and may read for ever."""
+    data = path.read_bytes()
+    if data[:7] == b"; FBX 7":
+        raise protocol.UserError(f"“{path.name}” is a text FBX file, which can't be read.", "Export it as binary FBX.")
+    if not data.startswith(FBX_MAGIC) or len(data) < 27:
+        raise damaged(path, "it is not an FBX file")
+    (version,) = struct.unpack_from("<I", data, 23)
+    # End of the record, number and bytes of its properties, length of its name; an empty one ends a list.
+    record = struct.Struct("<QQQB" if version >= 7500 else "<IIIB")
+    open_ends, position = [len(data)], 27
+    while open_ends:
+        if position + record.size > open_ends[-1]:
+            raise damaged(path, "its end is missing")
+        end, count, length, name = record.unpack_from(data, position)
+        if end == 0:
+            if len(open_ends) == 1:
+                return  # what follows the tree is a footer
+            position = open_ends.pop()
+            continue
+        inside = position + record.size + name + length
+        if not inside <= end <= open_ends[-1] or 2 * count > length:
+            raise damaged(path, "its parts don't fit together")
+        position = end
+        if inside < end:
+            open_ends.append(end)
+            position = inside

@@ -301,6 +301,9 @@ POINTS = "0 0 0\n1 0 0\n0 1 0\n"
         (PLY.format(format="ascii", more="") + POINTS, "no faces"),
         ("ply\nformat ascii 1.0\n", "no valid header"),
         ("nonsense", "no valid header"),
+        (PLY.format(format="ascii", more=FACE).replace("element vertex", "elexent vertex") + POINTS, "means nothing"),
+        (PLY.format(format="ascii", more=FACE).replace("vertex 3", "vertex 0") + "3 0 1 2\n", "no vertices"),
+        (PLY.format(format="ascii", more=FACE).replace("_indices", "_xndices") + POINTS, "faces have no vertices"),
         (PLY.format(format="ascii", more=FACE) + "0 0 0\n", "damaged"),
         (PLY.format(format="binary_little_endian", more=FACE) + "xx", "damaged"),
     ],
@@ -398,3 +401,13 @@ def test_blend_truncated(tmp_path):
     for share in (0.2, 0.5, 0.9):
         (tmp_path / "cut.blend").write_bytes(whole[: int(share * len(whole))])
         refused(tmp_path / "cut.blend", "cut.blend")
+
+
+def test_fbx_with_a_count_that_would_be_read_for_ever(tmp_path, capfd):
+    scenes.cube()
+    bpy.ops.export_scene.fbx(filepath=str(tmp_path / "a.fbx"))
+    capfd.readouterr()
+    data = bytearray((tmp_path / "a.fbx").read_bytes())
+    data[31:35] = b"\xff\xff\xff\x7f"  # properties of the first record
+    (tmp_path / "a.fbx").write_bytes(data)
+    refused(tmp_path / "a.fbx", "don't fit together", capfd)

@@ -1,4 +1,4 @@
-"""As-rigid-as-possible loss (Animate3D, section 4.3; mv_vdm.md, section 7), batched, with closed-form rotations."""
+"""As-rigid-as-possible loss (Animate3D, section 4.3), batched, with closed-form rotations."""
 
 from __future__ import annotations
 

@@ -17,5 +17,5 @@ class MotionField(Protocol):
 
 
 def frame_times(frames: int, device: torch.device | None = None) -> Tensor:
-    """Times [F] of the frames: frame k of F is at -1 + 2 k / (F - 1) (mv_vdm.md, section 5)."""
+    """Times [F] of the frames: frame k of F is at -1 + 2 k / (F - 1)."""
     return torch.linspace(-1.0, 1.0, frames, device=device)

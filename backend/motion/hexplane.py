@@ -1,4 +1,4 @@
-"""The paper's motion field: a HexPlane with global rigid motion and small networks (mv_vdm.md, section 6)."""
+"""The paper's motion field: a HexPlane with global rigid motion and small networks (as released, with its sizes and rates)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's road: a HexPlane fitted by rendering (Animate3D, section 4.3; mv_vdm.md, sections 6 and 7)."""
+"""The paper's road: a HexPlane fitted by rendering (Animate3D, section 4.3)."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class RigFitSettings:
 
     bones: int = 64
     samples: int = 40000
-    code_threshold: float = 0.12  # loose: strict acceptance throws limbs away (fit_findings, degraded video)
+    code_threshold: float = 0.12  # loose: strict acceptance throws the limbs of blurred videos away
     stiffness: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the links, coarse to fine
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness

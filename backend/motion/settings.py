@@ -1,4 +1,4 @@
-"""Settings of the motion stage. The paper's values are those of its released code, as mv_vdm.md (6, 7) lists them."""
+"""Settings of the motion stage. The paper's values are those of its text and released code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def preset(name: str) -> FitSettings:
 PAPER = FitSettings()
 
 STANDARD = FitSettings(
-    road="auto",  # correspondences leave a quarter of rendering's error on position-coded videos (fit_findings)
+    road="auto",  # correspondences leave a quarter of rendering's error on position-coded videos
     iterations=450,  # with the higher rates below nothing changes afterwards
     frames_every=25,
     image_size=128,  # the starter's videos have no more

@@ -1,4 +1,4 @@
-"""What MV-VDM is told about a camera (reference facts, "Camera conventions").
+"""What MV-VDM is told about a camera (as the released model was told).
 
 World: z up, right handed. A camera is a camera-to-world matrix with columns (right, up, -lookat, position), i.e. it
 looks along its own -z. The network sees the direction only: the position is scaled to length 1, and neither distance

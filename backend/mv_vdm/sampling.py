@@ -1,4 +1,4 @@
-"""From noise to latents: guidance, solvers and FreeInit (paper section 4.1; reference facts, "Sampling pipeline").
+"""From noise to latents: guidance, solvers and FreeInit (paper section 4.1 and the released settings).
 
 The solvers see clean latents (x0) whatever the network predicts: guidance, the step preview, clamping and the
 difference to frame 0 are then the same few lines for every model, and diffusers' schedulers run with

@@ -26,6 +26,7 @@ import bpy  # noqa: E402
 from mathutils.kdtree import KDTree  # noqa: E402
 
 from animate3d_addon import files  # noqa: E402
+from animate3d_addon.quiet import quiet  # noqa: E402
 from backend.protocol import UserError, write_json  # noqa: E402
 
 TOLERANCE = 1e-5  # of the size; float32 coordinates after a round trip through a file
@@ -119,7 +120,8 @@ def _compare(path: Path, output: Path) -> dict[str, float]:
 def _import_moving(path: Path) -> list[bpy.types.Object]:
     """A glTF file with its animation, which `files.load` would freeze."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    bpy.ops.import_scene.gltf(filepath=str(path))
+    with quiet():
+        bpy.ops.import_scene.gltf(filepath=str(path))
     return [obj for obj in bpy.context.scene.objects if obj.type == "MESH"]
 
 

@@ -242,3 +242,26 @@ def test_out_of_memory_is_tried_once_more_with_less(job, monkeypatch):
     report = run_here()
     assert asked == [False, True] and report.settings["low_memory"] is True
     assert steps.load_matte(job).shape == (4, 4, SIZE, SIZE)
+
+
+def test_rendering_road_with_splats(job):
+    """The paper's preset renders: its splats come back from the folder, and a few steps of its fit give a motion."""
+    import torch
+
+    from backend import steps
+    from backend.motion.settings import preset
+    from backend.protocol import Video
+
+    subject, cpu = Subject.load(job), torch.device("cpu")
+    splats = steps.make_splats(job, subject, "position", 0, cpu)
+    steps.save_splats(splats, job)
+    loaded = steps.load_splats(job)
+    assert all(torch.equal(value, getattr(loaded, name)) for name, value in vars(splats).items())
+    assert (job / "splats.ply").stat().st_size > 1000
+    noise = np.random.default_rng(0).integers(0, 255, (4, 3, SIZE, SIZE, 4)).astype(np.uint8)
+    video = Video(noise, "position")
+    fit = replace(preset("paper"), iterations=3, frames_every=1, max_gaussians=500, image_size=SIZE)
+    seen = []
+    matte = steps.make_matte(job, subject, video)
+    motion = steps.make_motion(subject, video, matte, loaded, fit, cpu, lambda *step: seen.append(step))
+    assert motion.offsets.shape == (3, 8, 3) and seen and not motion.offsets[0].any()

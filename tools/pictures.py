@@ -14,7 +14,7 @@ from animate3d_addon import materials
 from animate3d_addon.quiet import quiet
 from backend import protocol
 
-CELL = 112  # pixels of a picture on the sheet
+CELL = 128  # pixels of a picture on the sheet: twice those of the starter model
 SHOWN_FRAMES = 8  # columns of the sheet: every other frame of 16
 PAPER = 255
 

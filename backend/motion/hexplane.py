@@ -1,4 +1,4 @@
-"""The paper's motion field: a HexPlane with global rigid motion and small networks (as released, with its sizes and rates)."""
+"""The paper's motion field: a HexPlane with global rigid motion and small networks, sized as released."""
 
 from __future__ import annotations
 

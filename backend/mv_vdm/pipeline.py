@@ -146,7 +146,7 @@ class MVVDM:
     def encode_images(self, pictures: np.ndarray) -> torch.Tensor:
         """uint8 [n, H, W, 4] -> image embeddings [n, D]; the unconditional ones are zeros, projected all the same."""
         size = self.image_encoder.config.image_size
-        pixels = over_grey(read_rgba(pictures, size, Image.Resampling.BICUBIC))
+        pixels = over_grey(read_rgba(pictures, size, self._filter(Image.Resampling.BICUBIC)))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.info.image_mean, self.info.image_std))
         pixels = ((pixels - mean) / std).to(self.device, self.dtype)
         return self.image_encoder(pixel_values=pixels).image_embeds
@@ -165,13 +165,17 @@ class MVVDM:
     @torch.no_grad()
     def encode_first_frames(self, pictures: np.ndarray, generator: torch.Generator) -> torch.Tensor:
         """uint8 [n, H, W, 4] -> the clean latents of frame 0, [n, c, h, w]."""
-        pixels = read_rgba(pictures, self.info.resolution, Image.Resampling.BILINEAR)
+        pixels = read_rgba(pictures, self.info.resolution, self._filter(Image.Resampling.BILINEAR))
         if self.info.image_channels == 3:
             pixels = over_grey(pixels)
         noise = None
         if self.info.posterior_sample:
             noise = torch.randn(self._latent_shape(len(pictures)), generator=generator)
         return self.encode_pixels(pixels * 2 - 1, noise)
+
+    def _filter(self, released: Image.Resampling) -> Image.Resampling:
+        """How pictures shrink: a pixel of a position-coded one is the mean over its own square, as in training."""
+        return Image.Resampling.BOX if self.info.appearance == "position" else released
 
     def _latent_shape(self, *leading: int) -> tuple[int, ...]:
         """[*leading, c, h, w]."""

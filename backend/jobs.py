@@ -14,6 +14,7 @@ from backend import device as devices
 from backend import steps, weights
 from backend.memory import PeakMemory
 from backend.motion.fit import needs_gaussians
+from backend.motion.settings import for_generated
 from backend.motion.settings import preset as fit_preset
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings
@@ -99,7 +100,7 @@ def _road(
     job: Path, settings: JobSettings, subject: Subject, progress: Progress, models: Models, peak: PeakMemory, tell: Tell
 ) -> Report:
     folder, info, device, prompt = _prepare(settings)
-    sampler, fit = sampler_settings(settings.preset, info.sampler), fit_preset(settings.preset)
+    sampler, fit = sampler_settings(settings.preset, info.sampler), for_generated(fit_preset(settings.preset))
     report = Report(
         device=device.type,
         seed=settings.seed,

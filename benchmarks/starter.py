@@ -22,7 +22,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backend.motion.fit import fit_video
+from backend.motion.fit import fit_motion
+from backend.motion.settings import for_generated, preset
 from backend.mv_vdm.pipeline import MVVDM
 from backend.protocol import (
     CAMERA_FOVY,
@@ -71,7 +72,8 @@ def judge(model: MVVDM, settings: object, clip: Clip, save: Path | None, seed: i
     video = Video(model.generate(clip.caption, pictures, subject.condition_c2w, settings, 0), "position")
     generated = time.perf_counter()
     matte = video.frames[..., 3].astype(np.float32) / 255
-    offsets = fit_video(subject, None, video, matte, "draft", torch.device("cpu"), lambda step, steps: None)
+    fit = for_generated(preset("draft"))
+    offsets = fit_motion(subject, None, video, matte, fit, torch.device("cpu"), lambda step, steps: None)
     fitted = time.perf_counter()
     truth = clip.trajectories - clip.rest
     if save:

@@ -19,7 +19,6 @@ from backend.motion.rotations import rotation_vector_to_matrix
 
 BONES_PER_POINT = 4  # the others' weights are negligible
 DAMPING = 1e-4
-LOOSE = 0.1  # stiffness between parts, at most
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class RigFitSettings:
     samples: int = 40000
     code_threshold: float = 0.12  # loose: strict acceptance throws the limbs of blurred videos away
     stiffness: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the links, coarse to fine
+    loose: float = 0.1  # stiffness between separate parts of the mesh, at most
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
@@ -90,7 +90,7 @@ def fit_rig(
         for _ in range(settings.steps):
             system = NormalEquations(rig, rotations, translations)
             system.add_pixels(seen, robust)
-            system.add_links(stiffness)
+            system.add_links(stiffness, min(stiffness, settings.loose))
             system.add_time(settings.temporal)
             system.add_prior(settings.prior)
             turn, shift = system.solve()
@@ -134,7 +134,7 @@ class NormalEquations:
         weight = seen.confidence * (robust**2 / (robust**2 + squared)) ** 2
         self._add(seen.frame, seen.bones, jacobian, error, weight)
 
-    def add_links(self, stiffness: float) -> None:
+    def add_links(self, stiffness: float, between_parts: float) -> None:
         """Neighbouring bones agree on where their joints are: the edge term of embedded deformation."""
         sides = []
         for bone in self.rig.links.unbind(-1):
@@ -146,7 +146,7 @@ class NormalEquations:
         jacobian = torch.stack([by_first, -by_second], dim=2)  # [T E, 3, 2, 6]
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
         between = self.rig.part[self.rig.links[:, 0]] != self.rig.part[self.rig.links[:, 1]]
-        weight = torch.where(between, min(stiffness, LOOSE), stiffness) * self.rig.strength
+        weight = torch.where(between, between_parts, stiffness) * self.rig.strength
         weight = weight.repeat(self.frames)
         self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, here - there, weight)
 

@@ -79,7 +79,7 @@ def install_packages() -> None:
         print("Making .venv")
         run([sys.executable, "-m", "venv", str(VENV)], "The virtual environment could not be made.")
     print("Installing packages (about 2.5 GB on disk, a minute or two)")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     run([*pip, TORCH, *torch_source(cuda)], "PyTorch could not be installed.")
     files = [argument for path in requirements for argument in ("-r", str(path))]
     run([*pip, *files], "The Python packages could not be installed.")

@@ -16,7 +16,6 @@ from scipy.spatial import cKDTree
 from backend.motion.graph import SurfaceGraph, nearest_owner
 from backend.motion.rotations import matrix_to_quaternion, nearest_rotation
 
-LARGE_PART = 0.04  # a part with a larger bounding box diagonal (subject units) may get its own bones
 MAX_BONES = 128  # for objects of many parts; the solver's time grows with the square
 MIN_SPREAD = 0.03  # bones nearer than this to each other say nothing that 64 pixels could show
 WEIGHT_WIDTH = 0.5  # of the spread: width of the Gaussian weights
@@ -104,9 +103,12 @@ def apply_affine(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return (affine[..., :3] @ points[None, :, :, None])[..., 0] + affine[..., 3]
 
 
-def build_rig(graph: SurfaceGraph, bones: int, device: torch.device) -> Rig:
-    """Seeds `bones` bones (fewer on tiny graphs, more on many parts) and hangs every node of the graph on them."""
-    part, stand_in = _large_parts(graph)
+def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.device) -> Rig:
+    """Seeds `bones` bones (fewer on tiny graphs, more on many parts) and hangs every node of the graph on them.
+
+    Parts with a bounding box diagonal above `large_part` (subject units) get bones of their own.
+    """
+    part, stand_in = _large_parts(graph, large_part)
     bones = max(bones, min(2 * (int(part.max()) + 1), MAX_BONES))
     seeds, distance = _seed(graph, part, bones)
     distance = distance[stand_in]
@@ -129,7 +131,7 @@ def build_rig(graph: SurfaceGraph, bones: int, device: torch.device) -> Rig:
     )
 
 
-def _large_parts(graph: SurfaceGraph) -> tuple[np.ndarray, np.ndarray]:
+def _large_parts(graph: SurfaceGraph, large_part: float) -> tuple[np.ndarray, np.ndarray]:
     """Part index of each node [M] (-1: too small for own bones) and the node [M] that each node moves with.
 
     Where there are more large parts than bones can serve (a heap of shards), or none, all nodes form one part.
@@ -138,7 +140,7 @@ def _large_parts(graph: SurfaceGraph) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.full((count, 3), np.inf), np.full((count, 3), -np.inf)
     np.minimum.at(low, graph.component, graph.nodes)
     np.maximum.at(high, graph.component, graph.nodes)
-    large = np.flatnonzero(np.linalg.norm(high - low, axis=1) > LARGE_PART)
+    large = np.flatnonzero(np.linalg.norm(high - low, axis=1) > large_part)
     itself = np.arange(len(graph.nodes))
     if not 1 <= len(large) <= MAX_BONES * 3 // 4:
         return np.zeros(len(graph.nodes), np.int64), itself

@@ -81,7 +81,7 @@ def fit_by_correspondence(
     options = settings.rig
     steps = 2 + options.steps * len(options.stiffness)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
-    rig = build_rig(graph, options.bones, device)
+    rig = build_rig(graph, options.bones, options.large_part, device)
     callback(1, steps)
     samples = _rest_samples(subject, options.samples)
     found = find_correspondences(

@@ -26,6 +26,7 @@ class RigFitSettings:
     """Weights are relative to one correspondence per pixel of a 64 pixel picture; lengths in subject units."""
 
     bones: int = 64
+    large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
     samples: int = 40000
     code_threshold: float = 0.12  # loose: strict acceptance throws the limbs of blurred videos away
     stiffness: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the links, coarse to fine

@@ -20,9 +20,11 @@ def temporary_scene(keep: Sequence[bpy.types.ID] = ()) -> Iterator[bpy.types.Sce
     (the Render Result, meshes made by an interrupted conversion). The scene in the window stays the user's.
     """
     before = {compat.session_uid(datablock) for datablock in _all_datablocks()}
+    scene = bpy.data.scenes.new("Animate3D temporary")
     try:
-        yield bpy.data.scenes.new("Animate3D temporary")
+        yield scene
     finally:
+        scene.render.use_persistent_data = False  # Blender lets go of what it keeps for this scene's renders
         before |= {compat.session_uid(datablock) for datablock in keep}
         # By number, because Blender 5.2 lists every datablock twice.
         new = {compat.session_uid(each): each for each in _all_datablocks()}

@@ -58,7 +58,7 @@ def capture(
     with temporary_scene() as scene:
         pieces = meshes.evaluate(chosen, scene, frame)
         meshes.check(pieces)
-        subject = _subject(pieces, settings)
+        subject = describe(pieces, settings)
         for copy in list(scene.collection.objects):
             scene.collection.objects.unlink(copy)
         try:
@@ -75,7 +75,8 @@ def _no_progress(fraction: float, words: str) -> None:
     pass
 
 
-def _subject(pieces: Sequence[meshes.Piece], settings: CaptureSettings) -> protocol.Subject:
+def describe(pieces: Sequence[meshes.Piece], settings: CaptureSettings) -> protocol.Subject:
+    """The subject that the pieces make up, without its pictures."""
     world, faces = meshes.join(pieces)
     to_world = protocol.subject_to_world(world)
     vertices = protocol.transform_points(np.linalg.inv(to_world), world)
@@ -103,7 +104,7 @@ def _render_all(
     progress: Progress,
 ) -> None:
     materials.use_cycles(scene)
-    _add_copies(scene, pieces, subject)
+    add_copies(scene, pieces, subject)
     camera = materials.add_camera(scene, subject.fovy)
     passes = []
     if settings.appearance != "position":
@@ -122,11 +123,11 @@ def _render_all(
         for index, c2w in enumerate(cameras):
             progress(done / total, f"Looking at the object, view {done + 1} of {total}")
             camera.matrix_world = Matrix(c2w.tolist())
-            _render(scene, protocol.Subject.image_path(job, kind, index))
+            render(scene, protocol.Subject.image_path(job, kind, index))
             done += 1
 
 
-def _render(scene: bpy.types.Scene, path: Path) -> None:
+def render(scene: bpy.types.Scene, path: Path) -> None:
     """One picture. Goes through a temporary folder, because Blender expands “{”, “#” and “//” in output paths."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,15 +143,24 @@ def _render(scene: bpy.types.Scene, path: Path) -> None:
         shutil.move(picture, path)
 
 
-def _add_copies(scene: bpy.types.Scene, pieces: Sequence[meshes.Piece], subject: protocol.Subject) -> None:
-    """Objects in subject space, with their materials and the position code on their vertices."""
+def add_copies(
+    scene: bpy.types.Scene,
+    pieces: Sequence[meshes.Piece],
+    subject: protocol.Subject,
+    places: np.ndarray | None = None,
+) -> None:
+    """Objects in subject space, with their materials and the position code of the subject's rest on their vertices.
+
+    `places` [V, 3] are the pieces' vertices in subject space where they are not those of the subject: a later pose.
+    """
+    places = subject.vertices if places is None else places
     to_subject = np.linalg.inv(subject.to_world)
     anchor = bpy.data.objects.new("Animate3D anchor", None)
     scene.collection.objects.link(anchor)
     low, high = subject.box
     starts = np.cumsum([0, *subject.object_counts])
     for piece, start, end in zip(pieces, starts[:-1], starts[1:], strict=True):
-        rest = subject.vertices[start:end]
+        rest, here = subject.vertices[start:end], places[start:end]
         materials.write_position_code(piece.mesh, protocol.position_code(rest, low, high))
         copy = bpy.data.objects.new(piece.name, piece.mesh)
         copy.color = piece.color
@@ -160,7 +170,7 @@ def _add_copies(scene: bpy.types.Scene, pieces: Sequence[meshes.Piece], subject:
             copy.parent = anchor
             copy.matrix_parent_inverse = Matrix(matrix.tolist())
         else:
-            piece.mesh.vertices.foreach_set("co", rest.ravel())
+            piece.mesh.vertices.foreach_set("co", np.ascontiguousarray(here, np.float32).ravel())
             if np.linalg.det(matrix[:3, :3]) < 0.0:
                 piece.mesh.flip_normals()
             piece.mesh.update()

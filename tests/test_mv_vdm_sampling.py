@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 from backend.mv_vdm.sampling import (
+    SOLVERS,
     Conditions,
     Denoiser,
     SamplerSettings,
@@ -145,9 +146,8 @@ def test_guidance_is_skipped_at_one_and_below(scale):
     assert unet.batches == [(2, 2, [2.0, 2.0])] and torch.equal(got, torch.full_like(got, 2.0))
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "solver"), [(released_schedule(), "ddim"), (released_schedule(), "dpm"), (starter_schedule(), "ddim")]
-)
+@pytest.mark.parametrize("scheduler", [released_schedule(), starter_schedule()], ids=["released", "starter"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
 def test_frame_0_stays_and_a_perfect_network_is_followed(scheduler, solver):
     """A network that always knows the clean clip must lead to it, whatever it is asked to predict."""
@@ -221,8 +221,36 @@ def test_wrong_settings_are_refused():
     for wrong in ({"solver": "euler"}, {"steps": 0}, {"freeinit_iterations": 0}):
         with pytest.raises(ValueError):
             SamplerSettings(**wrong)
-    with pytest.raises(ValueError, match="ddim"):
-        make_solver(starter_schedule(), "dpm")
+
+
+def test_coarse_to_fine_takes_a_growing_share_of_the_steps():
+    assert SamplerSettings().pass_steps == (25, 25, 25)
+    settings = SamplerSettings(coarse_to_fine=True)
+    assert settings.pass_steps == (8, 16, 25) and settings.total_steps == 49  # int(25 / 3 * k), as diffusers
+    assert SamplerSettings(steps=2, coarse_to_fine=True).pass_steps == (1, 1, 2)
+
+
+@pytest.mark.parametrize("solver", ["dpm", "unipc"])
+@torch.no_grad()
+def test_fast_solvers_reach_the_limit_of_many_steps_sooner(solver):
+    """On Gaussian data, whose best network is known in closed form, with few steps against the exact solution."""
+    spread, scheduler = 0.5, released_schedule()
+    noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    class BestUNet(FixedUNet):
+        def __call__(self, sample, timestep, *rest, **named):
+            signal = scheduler.alphas_cumprod[int(timestep)]
+            return (1 - signal).sqrt() * sample / (signal * spread**2 + 1 - signal)
+
+    def sample(solver, steps):
+        settings = SamplerSettings(steps=steps, guidance_scale=1.0, freeinit_iterations=1, solver=solver)
+        conditions = some_conditions(1.0), some_conditions(0.0)
+        denoiser = Denoiser(BestUNet(None), scheduler)
+        return sample_latents(denoiser, torch.zeros(2, 1, 4, 4), lambda: noise, *conditions, settings)[:, :, 1:]
+
+    signal = scheduler.alphas_cumprod[-1]
+    exact = noise * spread / (signal * spread**2 + 1 - signal).sqrt()
+    assert relative(sample(solver, 8), exact) < 0.5 * relative(sample("ddim", 8), exact)
 
 
 def test_a_callback_can_cancel():

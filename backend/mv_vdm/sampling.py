@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from .unet import MVVDMUNet
 
-SOLVERS = ("ddim", "dpm")
+SOLVERS = ("ddim", "dpm", "unipc")
+Solver = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 FREEINIT_STOP = 0.25  # stop frequency in space and time, the released setting
 FREEINIT_ORDER = 4  # of the Butterworth filter
 
@@ -28,16 +29,21 @@ class SamplerSettings:
     guidance_scale: 7.5 for the released model; at 1 or below guidance is skipped, which halves the work. The starter
         model predicts clean latents and needs little: 1 to 1.5.
     freeinit_iterations: passes in all; the released pipeline runs 3, and 1 means no FreeInit.
-    solver: "ddim", with the time spacing of the model's scheduler, or "dpm" (DPM-Solver++ 2M), meant for few steps
-        and only for models whose last timestep keeps some signal.
+    solver: "ddim", with the time spacing of the model's scheduler, or one meant for few steps: "dpm" (DPM-Solver++ 2M)
+        or "unipc" (UniPC of order 2).
+    coarse_to_fine: earlier FreeInit passes take fewer steps, of n passes pass k = 1..n takes k / n of them (FreeInit
+        section 4.4, diffusers' ``use_fast_sampling``); off in the released pipeline.
     clean_clamp: clean latents are clamped to +- this; None for the released model.
+    negative_prompt: what the unconditional half is told; the released pipeline says nothing.
     """
 
     steps: int = 25
     guidance_scale: float = 7.5
     freeinit_iterations: int = 3
     solver: str = "ddim"
+    coarse_to_fine: bool = False
     clean_clamp: float | None = None
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -46,9 +52,17 @@ class SamplerSettings:
             raise ValueError("Sampling needs at least one step and one pass.")
 
     @property
+    def pass_steps(self) -> tuple[int, ...]:
+        """Steps of each FreeInit pass."""
+        passes = self.freeinit_iterations
+        if not self.coarse_to_fine:
+            return (self.steps,) * passes
+        return tuple(max(1, self.steps * number // passes) for number in range(1, passes + 1))
+
+    @property
     def total_steps(self) -> int:
         """Steps over all FreeInit passes: what progress counts to."""
-        return self.steps * self.freeinit_iterations
+        return sum(self.pass_steps)
 
 
 @dataclass(frozen=True)
@@ -118,22 +132,18 @@ def clean_estimate(
     return (latents - (1 - signal).sqrt() * prediction) / signal.sqrt()
 
 
-def make_solver(scheduler: DDIMScheduler, solver: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def make_solver(scheduler: DDIMScheduler, solver: str) -> Solver:
     """A fresh solver on the model's noise schedule that steps with clean latents."""
     if solver == "ddim":
         return DDIMScheduler.from_config(scheduler.config, prediction_type="sample", clip_sample=False)
-    if scheduler.alphas_cumprod[-1] <= 1e-6:
-        raise ValueError("The dpm solver can't start at a timestep without any signal; this model needs ddim.")
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=scheduler.config.num_train_timesteps,
-        beta_start=scheduler.config.beta_start,
-        beta_end=scheduler.config.beta_end,
-        beta_schedule=scheduler.config.beta_schedule,
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        prediction_type="sample",
-        timestep_spacing="trailing",  # with few steps the first must be at the noise that the latents start from
-    )
+    same = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
+    options = {name: scheduler.config[name] for name in same} | {"solver_order": 2, "prediction_type": "sample"}
+    # Steps of equal log-SNR need half as many as steps of equal time, but can't start where there is no signal at all.
+    no_signal = scheduler.config.rescale_betas_zero_snr
+    options |= {"timestep_spacing": "trailing"} if no_signal else {"use_exponential_sigmas": True}
+    if solver == "unipc":
+        return UniPCMultistepScheduler(**options)
+    return DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **options)
 
 
 def low_pass_filter(frames: int, height: int, width: int) -> torch.Tensor:
@@ -209,21 +219,23 @@ def sample_latents(
     first_noise = draw_noise()
     latents = torch.cat([first, first_noise], dim=2)
     last_signal = denoiser.scheduler.alphas_cumprod[-1].to(first.device)
-    for iteration in range(settings.freeinit_iterations):
+    done = 0
+    for iteration, steps in enumerate(settings.pass_steps):
         if iteration > 0:
             noise = reinitialise_noise(latents[:, :, 1:], first_noise, draw_noise(), last_signal)
             latents = torch.cat([first, noise], dim=2)
         solver = make_solver(denoiser.scheduler, settings.solver)
-        solver.set_timesteps(settings.steps)
+        solver.set_timesteps(steps)
         for index, timestep in enumerate(solver.timesteps):
             clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
             # Frame 0 is known: whatever was predicted for it is thrown away.
             clean = torch.cat([first, clean[:, :, 1:]], dim=2)
-            if index + 1 < settings.steps:
+            if index + 1 < steps:
                 latents = solver.step(clean, timestep, latents, return_dict=False)[0]
                 latents = torch.cat([first, latents[:, :, 1:]], dim=2)
             else:
                 latents = clean  # where every solver ends, but for trailing spacings that miss the end by a timestep
+            done += 1
             if callback is not None:
-                callback(iteration * settings.steps + index + 1, settings.total_steps, clean)
+                callback(done, settings.total_steps, clean)
     return latents

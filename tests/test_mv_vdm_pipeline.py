@@ -19,7 +19,14 @@ from transformers import (
 )
 
 from backend.mv_vdm.checkpoints import MANIFEST, WeightsError, read_tensors, shard_paths, write_manifest, write_tensors
-from backend.mv_vdm.images import over_grey, read_rgba, write_pictures
+from backend.mv_vdm.images import (
+    clip_pixels,
+    composite_on_grey,
+    over_grey,
+    read_rgba,
+    vae_pixels,
+    write_pictures,
+)
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.mv_vdm.unet import MVVDMUNet
@@ -179,6 +186,81 @@ def test_unconditional_images_are_zeros_before_the_projection(position_model):
     assert torch.equal(conditional.camera, unconditional.camera)
 
 
+def test_negative_prompt_is_what_the_unconditional_half_is_told(position_model):
+    told = position_model.encode_conditions("a cactus", some_pictures(), condition_cameras(), "a cactus")
+    assert torch.equal(told[0].text, told[1].text)
+    silent = position_model.encode_conditions("a cactus", some_pictures(), condition_cameras())
+    assert torch.equal(silent[1].text[0], position_model.encode_prompt([""])[0][0])
+    settings = dataclasses.replace(position_model.info.sampler, negative_prompt="swaying")
+    assert not np.array_equal(generate(position_model, settings=settings), generate(position_model))
+
+
+def test_noise_is_drawn_in_the_released_order():
+    """One generator: the posterior's noise, the initial noise without frame 0, one draw per further pass."""
+    model, drawn = tiny_model("color"), []
+    settings = SamplerSettings(steps=1, guidance_scale=1.0, freeinit_iterations=3)
+    real = torch.randn
+
+    def spy(*size, **options):
+        drawn.append(tuple(size[0]))
+        return real(*size, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", spy)
+        pictures = generate(model, seed=5, settings=settings)
+    assert drawn == [(4, 4, 8, 8)] + 3 * [(4, 4, 2, 8, 8)]
+    assert np.array_equal(generate(model, seed=5, settings=settings), pictures)
+
+
+def test_a_cancelled_run_comes_out_the_same_when_it_is_started_again():
+    class Cancelled(Exception):
+        pass
+
+    def cancel(step, total, clean):
+        if step == 2:
+            raise Cancelled
+
+    model = tiny_model("color")
+    settings = SamplerSettings(steps=2, guidance_scale=2.0, freeinit_iterations=2, solver="unipc")
+    undisturbed = generate(model, seed=5, settings=settings)
+    with pytest.raises(Cancelled):
+        generate(model, seed=5, settings=settings, callback=cancel)
+    assert np.array_equal(generate(model, seed=5, settings=settings), undisturbed)
+
+
+def test_colours_go_on_grey_as_a_picture_file_holds_them():
+    straight = np.array([[[[200, 100, 40, 255], [200, 100, 40, 51], [200, 100, 40, 0]]]], np.uint8)
+    assert composite_on_grey(straight)[0, 0].tolist() == [[200, 100, 40], [142, 122, 110], [128, 128, 128]]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (50, 81), (40, 32)])
+def test_clip_preprocessing_equals_the_librarys(shape):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    wanted = processor(list(pictures), return_tensors="pt").pixel_values
+    got = clip_pixels(pictures, 28, tuple(processor.image_mean), tuple(processor.image_std))
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_vae_reads_pictures_of_its_own_size_as_they_are_and_twice_the_size_as_means():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    same = vae_pixels(pictures, 16)
+    assert torch.allclose(same, torch.from_numpy(pictures).movedim(-1, 1) / 127.5 - 1, atol=1e-6)
+    assert torch.allclose(vae_pixels(pictures, 8), torch.nn.functional.avg_pool2d(same, 2), atol=1e-6)
+    assert vae_pixels(pictures[:, :12], 12).shape == (2, 3, 12, 12)
+
+
+def test_posterior_sample_is_scaled_after_the_noise():
+    model = tiny_model("color")
+    pixels, noise = torch.rand(2, 3, SIZE, SIZE), torch.randn(2, 4, 8, 8)
+    posterior = model.vae.encode(pixels).latent_dist
+    wanted = (posterior.mean + noise * posterior.std) * model.vae.config.scaling_factor
+    assert torch.equal(model.encode_pixels(pixels, noise), wanted)
+    assert torch.equal(model.encode_pixels(pixels), posterior.mode() * model.vae.config.scaling_factor)
+
+
 def test_half_precision_runs(folder):
     model = MVVDM.from_pretrained(folder, dtype=torch.bfloat16)
     assert generate(model).shape == (4, 3, SIZE, SIZE, 4)
@@ -188,9 +270,7 @@ def test_transparent_colours_do_not_bleed():
     picture = np.zeros((1, 8, 8, 4), np.uint8)
     picture[..., 0] = 255  # red everywhere, visible only on the left
     picture[:, :, :4, 1:] = 255
-    from PIL import Image
-
-    pixels = read_rgba(picture, 4, Image.Resampling.BILINEAR)
+    pixels = read_rgba(picture, 4)
     assert torch.all(pixels[:, 0] <= pixels[:, 3] + 1e-6)
     grey = over_grey(pixels)
     assert torch.allclose(grey[:, :, :, -1], torch.full((1, 3, 4), 0.5), atol=0.1)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
-from PIL import Image
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -30,7 +29,7 @@ from .checkpoints import (
     write_manifest,
     write_tensors,
 )
-from .images import over_grey, read_rgba, write_pictures
+from .images import clip_pixels, composite_on_grey, over_grey, read_rgba, vae_pixels, write_pictures
 from .sampling import Conditions, Denoiser, SamplerSettings, StepCallback, sample_latents
 from .unet import MVVDMUNet
 
@@ -145,10 +144,13 @@ class MVVDM:
     @torch.no_grad()
     def encode_images(self, pictures: np.ndarray) -> torch.Tensor:
         """uint8 [n, H, W, 4] -> image embeddings [n, D]; the unconditional ones are zeros, projected all the same."""
-        size = self.image_encoder.config.image_size
-        pixels = over_grey(read_rgba(pictures, size, self._filter(Image.Resampling.BICUBIC)))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.info.image_mean, self.info.image_std))
-        pixels = ((pixels - mean) / std).to(self.device, self.dtype)
+        size, mean, std = self.image_encoder.config.image_size, self.info.image_mean, self.info.image_std
+        if self.info.appearance == "color":
+            pixels = clip_pixels(composite_on_grey(pictures), size, mean, std)
+        else:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+            pixels = (over_grey(read_rgba(pictures, size)) - mean) / std
+        pixels = pixels.to(self.device, self.dtype)
         return self.image_encoder(pixel_values=pixels).image_embeds
 
     def encode_pixels(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -165,17 +167,15 @@ class MVVDM:
     @torch.no_grad()
     def encode_first_frames(self, pictures: np.ndarray, generator: torch.Generator) -> torch.Tensor:
         """uint8 [n, H, W, 4] -> the clean latents of frame 0, [n, c, h, w]."""
-        pixels = read_rgba(pictures, self.info.resolution, self._filter(Image.Resampling.BILINEAR))
-        if self.info.image_channels == 3:
-            pixels = over_grey(pixels)
+        if self.info.appearance == "color" and self.info.image_channels == 3:
+            pixels = vae_pixels(composite_on_grey(pictures), self.info.resolution)
+        else:
+            pixels = read_rgba(pictures, self.info.resolution)
+            pixels = 2 * (over_grey(pixels) if self.info.image_channels == 3 else pixels) - 1
         noise = None
         if self.info.posterior_sample:
             noise = torch.randn(self._latent_shape(len(pictures)), generator=generator)
-        return self.encode_pixels(pixels * 2 - 1, noise)
-
-    def _filter(self, released: Image.Resampling) -> Image.Resampling:
-        """How pictures shrink: a pixel of a position-coded one is the mean over its own square, as in training."""
-        return Image.Resampling.BOX if self.info.appearance == "position" else released
+        return self.encode_pixels(pixels, noise)
 
     def _latent_shape(self, *leading: int) -> tuple[int, ...]:
         """[*leading, c, h, w]."""
@@ -183,7 +183,7 @@ class MVVDM:
         return (*leading, self.vae.config.latent_channels, side, side)
 
     def encode_conditions(
-        self, prompt: str, condition_images: np.ndarray, cameras: np.ndarray
+        self, prompt: str, condition_images: np.ndarray, cameras: np.ndarray, negative_prompt: str = ""
     ) -> tuple[Conditions, Conditions]:
         """(conditional, unconditional), with the prompt repeated for the views.
 
@@ -191,9 +191,14 @@ class MVVDM:
             condition_images: uint8 [n, H, W, 4], frame 0 of every view.
             cameras: camera-to-world [n, 4, 4].
         """
-        views = len(condition_images)
-        tokens, pooled = self.encode_prompt([prompt, ""])
-        image = self.encode_images(condition_images)
+        text = self.encode_prompt([prompt, negative_prompt])
+        return self.combine_conditions(text, self.encode_images(condition_images), cameras)
+
+    def combine_conditions(
+        self, text: tuple[torch.Tensor, torch.Tensor], image: torch.Tensor, cameras: np.ndarray | torch.Tensor
+    ) -> tuple[Conditions, Conditions]:
+        """(conditional, unconditional) from ``encode_prompt`` of [prompt, negative] and ``encode_images`` [n, D]."""
+        (tokens, pooled), views = text, len(image)
         camera = camera_vectors(cameras).to(self.device, self.dtype)
         conditional, unconditional = (
             Conditions(
@@ -239,15 +244,15 @@ class MVVDM:
         # Drawn on the CPU, so that a seed means the same on every device; the order is the released pipeline's:
         # posterior noise, initial noise, then one draw per further FreeInit pass.
         generator = torch.Generator().manual_seed(seed)
-        conditional, unconditional = self.encode_conditions(prompt, condition_images, cameras)
+        settings = settings or self.info.sampler
+        conditions = self.encode_conditions(prompt, condition_images, cameras, settings.negative_prompt)
         first = self.encode_first_frames(condition_images, generator)
         latents = sample_latents(
             self.denoiser,
             first,
             self._noise_source(first.shape, (num_frames or self.info.num_frames) - 1, generator),
-            conditional,
-            unconditional,
-            settings or self.info.sampler,
+            *conditions,
+            settings,
             callback,
         )
         return self.decode(latents)

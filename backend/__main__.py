@@ -7,7 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-# Before any library is imported: nothing is ever fetched behind the user's back.
+# Before any library is imported: nothing is ever fetched behind the user's back. Only `weights pull` may lift this.
+FORBIDDEN = any(
+    os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+)
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 
 
@@ -17,6 +21,10 @@ def main(arguments: list[str]) -> int:
         from backend.training.train import main as train
 
         return train(arguments[1:]) or 0
+    if arguments[:1] == ["weights"]:
+        from backend.weights.command import main as weights
+
+        return weights(arguments[1:], offline=FORBIDDEN)
     options = _parser().parse_args(arguments)
     return options.run(options)
 
@@ -31,12 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     doctor = commands.add_parser("doctor", help="check this installation, one line per check")
     doctor.set_defaults(run=_doctor)
-    weights = commands.add_parser("weights", help="the models' weights")
-    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
-    actions.add_parser("list", help="which weights are installed, and where").set_defaults(run=_weights_list)
-    verify = actions.add_parser("verify", help="check that installed weights are whole")
-    verify.add_argument("weights", nargs="?", default="starter", help="starter (default), animate3d, or a folder")
-    verify.set_defaults(run=_weights_verify)
+    commands.add_parser("weights", help="list, pull, convert, verify or remove models' weights", add_help=False)
     commands.add_parser("train", help="train the starter model", add_help=False)
     return parser
 
@@ -78,31 +81,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from backend.doctor import check_all
 
     return check_all()
-
-
-def _weights_list(options: argparse.Namespace) -> int:
-    from backend import weights
-
-    for name in weights.NAMES:
-        folder = weights.home() / name
-        installed = (folder / weights.CONFIG).is_file()
-        size = sum(path.stat().st_size for path in weights.files(folder)) / 1e6 if installed else 0
-        print(f"{name:10} {f'{size:.0f} MB' if installed else 'not installed':14} {folder}")
-    return 0
-
-
-def _weights_verify(options: argparse.Namespace) -> int:
-    from backend import weights
-    from backend.mv_vdm.checkpoints import verify_manifest
-    from backend.protocol import UserError
-
-    try:
-        verify_manifest(weights.find(options.weights))
-    except UserError as error:
-        print(f"{error.message} {error.hint}", file=sys.stderr)
-        return 1
-    print(f"{options.weights}: every file is whole.")
-    return 0
 
 
 if __name__ == "__main__":

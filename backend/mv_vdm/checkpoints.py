@@ -30,22 +30,54 @@ class WeightsError(UserError):
         super().__init__(message, hint, kind="missing_weights")
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], max_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes tensors in files of at most ``max_bytes`` each (a larger single tensor gets a file of its own)."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    max_bytes: int = MAX_SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes tensors in files of at most ``max_bytes`` each (a larger single tensor gets a file of its own).
+
+    One file's tensors are in memory at a time, so tensors that are mapped from a disk may be larger than the memory.
+
+    Args:
+        dtype: what floating-point tensors are stored in, their own where None. Raises ``WeightsError`` where a value
+            is not finite in it.
+    """
+    shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in sorted(tensors.items()):
-        size = tensor.numel() * tensor.element_size()
+        size = stored_bytes(tensor, dtype)
         if shards[-1] and filled + size > max_bytes:
-            shards.append({})
+            shards.append([])
             filled = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous().clone()
+        shards[-1].append(name)
         filled += size
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("weights-*.safetensors"):
         old.unlink()
-    for index, shard in enumerate(shards, start=1):
+    for index, names in enumerate(shards, start=1):
+        shard = {name: _as_stored(name, tensors[name], dtype) for name in names}
         save_file(shard, folder / f"weights-{index:05d}-of-{len(shards):05d}.safetensors")
+
+
+def stored_bytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """The size of a tensor in a file."""
+    kept = dtype is None or not tensor.is_floating_point()
+    return tensor.numel() * (tensor.element_size() if kept else dtype.itemsize)
+
+
+def _as_stored(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A copy of its own, in the order of a file."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.detach().cpu().contiguous().clone()
+    stored = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+    if not stored.isfinite().all():
+        raise WeightsError(
+            f"The tensor {name} has values that {str(dtype).removeprefix('torch.')} can't hold.",
+            "Convert with --dtype float32; where that fails as well, the file is broken.",
+        )
+    return stored
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -109,19 +141,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path) -> None:
-    """Lists every file below the folder with its size and SHA-256."""
+def write_manifest(folder: Path, about: Mapping[str, object] | None = None) -> None:
+    """Lists every file below the folder with its size and SHA-256; ``about`` is written beside the list."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in paths
     }
-    text = json.dumps({"files": files}, indent=1, sort_keys=True)
+    text = json.dumps({**(about or {}), "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def verify_manifest(folder: Path) -> None:
-    """Raises ``WeightsError`` unless every listed file is there and unchanged, and every weight file is listed."""
+def verify_manifest(folder: Path, contents: bool = True) -> None:
+    """Raises ``WeightsError`` unless every listed file is there and unchanged, and every weight file is listed.
+
+    Without ``contents`` only sizes are compared: a look that takes no time.
+    """
     files = read_json_file(folder / MANIFEST).get("files")
     if not isinstance(files, dict) or not all(map(_is_entry, files.items())):
         raise WeightsError(f"The file {MANIFEST} in {folder} can't be read.")
@@ -129,7 +164,7 @@ def verify_manifest(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise WeightsError(f"The file {name} is missing from the model folder {folder}.")
-        if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
+        if path.stat().st_size != entry["bytes"] or (contents and file_digest(path) != entry["sha256"]):
             raise WeightsError(f"The file {name} in {folder} differs from the one that was published.")
     for path in folder.rglob("*.safetensors"):
         if path.relative_to(folder).as_posix() not in files:

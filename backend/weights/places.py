@@ -6,11 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from backend.protocol import UserError, read_json
 
 NAMES = ("starter", "animate3d")
 CONFIG = "model.json"
-_SOURCE = Path(__file__).resolve().parent.parent / "weights"
+PULL = "python -m backend weights pull animate3d"
+_SOURCE = Path(__file__).resolve().parents[2] / "weights"
 
 
 def home() -> Path:
@@ -23,7 +26,9 @@ def find(weights: str) -> Path:
     folder = home() / weights if weights in NAMES else Path(weights)
     if (folder / CONFIG).is_file():
         return folder
-    if weights in NAMES:
+    if weights == "animate3d":
+        sentence, hint = "The weights “animate3d” are not installed.", f"Install them with: {PULL}"
+    elif weights in NAMES:
         sentence, hint = f"The weights “{weights}” are not installed.", f"They belong into {folder}."
     elif folder.is_dir():
         sentence, hint = f"The folder {folder} holds no model: it has no {CONFIG}.", "Choose a model's folder."
@@ -45,6 +50,20 @@ def config(folder: Path) -> dict:
 def files(folder: Path) -> list[Path]:
     """All weight files of a model."""
     return sorted(folder.rglob("*.safetensors"))
+
+
+def size(folder: Path) -> int:
+    """Bytes of a model's weights."""
+    return sum(path.stat().st_size for path in files(folder))
+
+
+def dtype(folder: Path) -> str:
+    """How a model's weights are stored, as its first tensor says; "?" where that can't be read."""
+    try:
+        with safe_open(files(folder)[0], framework="np") as file:
+            return file.get_slice(file.keys()[0]).get_dtype()
+    except (SafetensorError, OSError, IndexError):
+        return "?"
 
 
 def identity(folder: Path) -> str:

@@ -113,6 +113,7 @@ def convert(originals: Originals, folder: Path, settings: ConvertSettings) -> No
         "text_encoder": _convert_clip(originals, "text", CLIPTextConfig, CLIPTextModel),
         "image_encoder": _convert_clip(originals, "image", CLIPVisionConfig, CLIPVisionModelWithProjection),
     }
+    info = _guarded(lambda: _model_info(originals), originals["unet config"])
     size = sum(stored_bytes(t, settings.torch_dtype) for net in networks.values() for t in net.tensors.values())
     check_space([(folder.parent, size)])
     partial = folder.with_name(folder.name + ".partial")
@@ -123,7 +124,7 @@ def convert(originals: Originals, folder: Path, settings: ConvertSettings) -> No
             _write_json(partial / name / "config.json", network.config)
         _copy_tokenizer(originals, partial / "tokenizer")
         DDIMScheduler(**SCHEDULE).save_config(partial / "scheduler")
-        _write_json(partial / "model.json", asdict(_model_info(originals)))
+        _write_json(partial / "model.json", asdict(info))
         (partial / "LICENCES.txt").write_text(licence_text(originals), encoding="utf-8")
         write_manifest(partial, _about(originals, settings))
         if folder.exists():
@@ -241,7 +242,7 @@ def _copy_tokenizer(originals: Originals, folder: Path) -> None:
         original = originals[f"tokenizer {name}"]
         shutil.copyfile(original.path, folder / Path(original.name).name)
     original = originals["tokenizer vocabulary"]
-    _guarded(lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True)("a cactus sways"), original)
+    _guarded(lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True)("a"), original)
 
 
 def _model_info(originals: Originals) -> ModelInfo:

@@ -1,9 +1,9 @@
 """Downloading the released files through huggingface_hub, with every byte checked.
 
 huggingface_hub 2.4 throws a half-fetched file away when its process ends, which hurts with 3 GB files. So its own
-transfer function writes into a `.part` file that the next run goes on with, in `HF_HOME/animate3d`; files that are
-already in Hugging Face's cache at the wanted commit are taken from there. huggingface_hub is imported inside the
-functions, because it reads `HF_HUB_OFFLINE` and `HF_ENDPOINT` once, on import.
+transfer function writes into a `.part` file that the next run goes on with (it fetches 10 MB again at most), in
+`HF_HOME/animate3d`; files that are in Hugging Face's cache at the wanted commit are taken from there. huggingface_hub
+is imported inside the functions, because it reads `HF_HUB_OFFLINE` and `HF_ENDPOINT` once, on import.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def _download(item: Wanted, hub: HubSettings) -> None:
     """Fetches one file, going on with its `.part`."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers, logging
 
+    logging.set_verbosity_error()  # it goes on by itself after a short break; nobody needs to read about it
     part = item.unfinished
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.is_file() and part.stat().st_size > item.size:

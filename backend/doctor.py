@@ -69,7 +69,7 @@ def _released() -> str:
     from backend import weights
     from backend.mv_vdm.checkpoints import WeightsError, verify_manifest
 
-    folder = weights.home() / "animate3d"
+    folder = weights.place("animate3d")
     if not folder.is_dir():
         return f"animate3d is not installed; to have it, run: {weights.PULL}"
     try:

@@ -47,6 +47,11 @@ def test_where_prints_a_folder(home, capsys):
     assert "There are no weights" in said(capsys, "where", str(home / "nowhere"), code=1)
 
 
+def test_the_starter_is_found_where_the_program_is(home, capsys):
+    shutil.rmtree(home / "starter")
+    assert "every file is whole" in said(capsys, "verify", "starter")
+
+
 def test_remove_deletes_the_released_model_and_nothing_else(home, capsys):
     assert "--yes" in said(capsys, "remove", "animate3d", code=1)  # nobody can be asked here
     assert (home / "animate3d").is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,19 @@ def test_no_space_is_said_before_anything_is_written(released, tmp_path, capsys,
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=400_000_000))
     assert "0.4 GB free" in refusal(capsys, released, tmp_path / "model")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of a file")
+def test_a_disk_that_is_full_after_all_leaves_nothing_half(released, tmp_path, capsys):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert "can't be written" in refusal(capsys, released, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_may_be_laid_out_as_a_studio_likes(released, tmp_path):

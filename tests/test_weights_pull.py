@@ -180,6 +180,19 @@ def test_no_space_is_said_before_the_download(hub, home, capsys, monkeypatch):
     assert not hub.sent
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of a file")
+def test_a_disk_that_fills_up_during_the_download_is_told(hub, home, capsys):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        assert "The download of yanqinJiang/mvdream-sd1.5-diffusers stopped" in refusal(capsys, hub)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert pull(hub) == 0
+
+
 def test_revisions_are_settings(hub, home, capsys):
     assert "has no revision gone" in refusal(capsys, hub, "--revision", "motion=gone")
     assert "no source “movement”" in refusal(capsys, hub, "--revision", "movement=main")

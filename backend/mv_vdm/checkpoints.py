@@ -57,8 +57,8 @@ def write_tensors(
     for old in folder.glob("weights-*.safetensors"):
         old.unlink()
     for index, names in enumerate(shards, start=1):
-        shard = {name: _as_stored(name, tensors[name], dtype) for name in names}
-        save_file(shard, folder / f"weights-{index:05d}-of-{len(shards):05d}.safetensors")
+        path = folder / f"weights-{index:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _as_stored(name, tensors[name], dtype) for name in names}, path)
 
 
 def stored_bytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:

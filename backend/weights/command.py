@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(options: argparse.Namespace) -> None:
     for name in places.NAMES:
-        folder = places.home() / name
+        folder = places.place(name)
         if not (folder / places.CONFIG).is_file():
             print(f"{name:10} not installed{'':29} {folder}")
             continue
@@ -98,7 +98,7 @@ def _pull(options: argparse.Namespace) -> None:
     wanted = sources.at_revisions(_revisions(options.revision))
     if options.motion:
         wanted = tuple(source for source in wanted if source.name != "motion")
-    target = places.home() / options.name
+    target = places.place(options.name)
     _show_licences(wanted)
     if folders:
         _install(_find(wanted, folders, options.motion), target, options.dtype)
@@ -225,13 +225,13 @@ def _verify_keys(path: Path) -> int:
 
 def _where(options: argparse.Namespace) -> None:
     known = options.weights in places.NAMES
-    print(places.home() / options.weights if known else places.find(options.weights))
+    print(places.place(options.weights) if known else places.find(options.weights))
 
 
 def _remove(options: argparse.Namespace) -> None:
     if options.name == "starter":
         raise UserError("The starter model came with the program and stays.", "Remove the program to remove it.")
-    folder = places.home() / options.name
+    folder = places.place(options.name)
     if not folder.is_dir():
         raise UserError(f"The weights “{options.name}” are not installed.", "There is nothing to remove.")
     _accept(options, f"Delete {folder}, {places.size(folder) / 1e9:.1f} GB?", "Add --yes to delete it unasked.")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -107,34 +108,45 @@ def convert(originals: Originals, folder: Path, settings: ConvertSettings) -> No
         originals: all parts of the required sources; of the motion adapter where `lacks_adapter` says so.
         folder: replaced where it exists.
     """
-    networks = {
-        "unet": _convert_unet(originals),
-        "vae": _convert_vae(originals),
-        "text_encoder": _convert_clip(originals, "text", CLIPTextConfig, CLIPTextModel),
-        "image_encoder": _convert_clip(originals, "image", CLIPVisionConfig, CLIPVisionModelWithProjection),
+    networks: dict[str, Callable[[], Network]] = {
+        "unet": lambda: _convert_unet(originals),
+        "vae": lambda: _convert_vae(originals),
+        "text_encoder": lambda: _convert_clip(originals, "text", CLIPTextConfig, CLIPTextModel),
+        "image_encoder": lambda: _convert_clip(originals, "image", CLIPVisionConfig, CLIPVisionModelWithProjection),
     }
     info = _guarded(lambda: _model_info(originals), originals["unet config"])
-    size = sum(stored_bytes(t, settings.torch_dtype) for net in networks.values() for t in net.tensors.values())
+    # Each network is opened twice, to be checked and to be written, so that the pages of only one are in memory.
+    size = sum(stored_bytes(t, settings.torch_dtype) for build in networks.values() for t in build().tensors.values())
     check_space([(folder.parent, size)])
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for name, network in networks.items():
+        for name, build in networks.items():
+            network = build()
             write_tensors(partial / name, network.tensors, settings.shard_bytes, settings.torch_dtype)
             _write_json(partial / name / "config.json", network.config)
+            del network
         _copy_tokenizer(originals, partial / "tokenizer")
         DDIMScheduler(**SCHEDULE).save_config(partial / "scheduler")
         _write_json(partial / "model.json", asdict(info))
         (partial / "LICENCES.txt").write_text(licence_text(originals), encoding="utf-8")
         write_manifest(partial, _about(originals, settings))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    except OSError as error:
-        reason = error.strerror or "it can't be written"
-        raise WeightsError(f"The folder {folder} can't be written: {reason}.", "Choose another with --to.") from None
+        _put_in_place(partial, folder)
+    except (OSError, SafetensorError) as error:  # a full disk, or a model that is in use on Windows
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WeightsError(f"The folder {folder} can't be written: {reason}.", "Mend that and convert again.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Swaps folders, so that there is a whole model at every moment but one."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _convert_unet(originals: Originals) -> Network:

@@ -21,9 +21,15 @@ def home() -> Path:
     return Path(os.environ.get("ANIMATE3D_WEIGHTS") or _SOURCE)
 
 
+def place(name: str) -> Path:
+    """The folder of a named model, installed or not. The starter is with the program unless another is in `home()`."""
+    folder = home() / name
+    return _SOURCE / name if name == "starter" and not (folder / CONFIG).is_file() else folder
+
+
 def find(weights: str) -> Path:
     """The folder of a setting `starter | animate3d | a folder`; raises `UserError` where there is no model in it."""
-    folder = home() / weights if weights in NAMES else Path(weights)
+    folder = place(weights) if weights in NAMES else Path(weights)
     if (folder / CONFIG).is_file():
         return folder
     if weights == "animate3d":

@@ -31,6 +31,7 @@ class Options:
     start_frame: int = 1
     frame_step: int = 3
     device: str = "auto"
+    memory: str = "auto"
     weights: str = "starter"
     keep_job: str = ""
     report: str = ""
@@ -46,6 +47,7 @@ class Options:
             seed=self.seed,
             frames=self.frames,
             device=self.device,
+            memory=self.memory,
             weights=weights,
         )
 
@@ -78,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--start-frame", type=int, metavar="N", help="timeline frame of the first; 1 by default")
     p.add_argument("--frame-step", type=int, metavar="N", help="timeline frames from one to the next; 3 by default")
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
+    p.add_argument("--memory", choices=protocol.MEMORY_MODES, help="how much the video model may use; auto by default")
     p.add_argument("--weights", metavar="W", help="starter (default), animate3d, or a model folder")
     p.add_argument("--keep-job", metavar="DIR", help="keep the job's files there; an interrupted job goes on")
     p.add_argument("--report", metavar="FILE.json", help="write seconds and peak memory of each stage there")

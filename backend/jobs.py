@@ -16,6 +16,7 @@ from backend.memory import PeakMemory
 from backend.motion.fit import needs_gaussians
 from backend.motion.settings import for_generated
 from backend.motion.settings import preset as fit_preset
+from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings
 from backend.preview import write_preview
@@ -35,18 +36,21 @@ class Models:
     def __init__(self) -> None:
         self._key: tuple = ()
         self._model: MVVDM | None = None
+        self.mode = FAST  # of the last model that was asked for
 
-    def get(self, folder: Path, device: torch.device, low_memory: bool) -> MVVDM:
-        """Loads a model unless it is loaded. Raises `UserError` where its files are damaged."""
-        large = sum(path.stat().st_size for path in weights.files(folder)) > LARGE_MODEL
-        dtype = torch.bfloat16 if low_memory or (large and device.type == "cuda") else torch.float32
-        key = (weights.identity(folder), device, dtype)
+    def get(self, folder: Path, device: torch.device, memory: str) -> MVVDM:
+        """Loads a model unless it is loaded; "auto" picks the mode at loading, from what is free then.
+
+        Raises:
+            UserError: the model's files are damaged.
+        """
+        key = (weights.identity(folder), device, memory)
         if key != self._key:
             self.forget()
-            self._model = MVVDM.from_pretrained(folder, device, dtype)
+            execution = _execution(folder, device, memory)
+            self.mode = execution.mode
+            self._model = MVVDM.from_pretrained(folder, device, execution)
             self._key = key
-            if low_memory:
-                self._model.vae.enable_slicing()
         return self._model
 
     def forget(self) -> None:
@@ -54,6 +58,16 @@ class Models:
         self._key, self._model = (), None
         gc.collect()
         devices.release_memory()
+
+
+def _execution(folder: Path, device: torch.device, memory: str) -> Execution:
+    """How to run a model: a small one whole and, unless told otherwise, fast."""
+    large = sum(path.stat().st_size for path in weights.files(folder)) > LARGE_MODEL
+    if memory != "auto":
+        mode = MODES[memory]
+    else:
+        mode = pick_mode(devices.free_memory_gb(device), device) if large else FAST
+    return for_large_model(device, mode) if large else Execution(mode=mode)
 
 
 def check(settings: JobSettings) -> str:
@@ -75,13 +89,14 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     try:
         return _road(job, settings, subject, progress, models, peak, tell)
     except Exception as error:
-        if settings.low_memory or not devices.is_out_of_memory(error):
+        smaller = next_smaller(MODES.get(settings.memory, models.mode))
+        if smaller is None or not devices.is_out_of_memory(error):
             raise
         log.exception("out of memory")
     # Not in the handler: there the failed attempt's tensors are still alive.
     models.forget()
-    tell("notice", message="There was not enough memory; trying once more with settings that need less.")
-    return _road(job, replace(settings, low_memory=True), subject, progress, models, peak, tell)
+    tell("notice", message="There was not enough memory; trying once more with less of it.")
+    return _road(job, replace(settings, memory=smaller.name), subject, progress, models, peak, tell)
 
 
 def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]:
@@ -110,7 +125,7 @@ def _road(
     stages = Stages(job, folder_digest(job / "subject", (".json", ".npz", ".png")), progress, peak, report)
 
     def make_video(step: steps.Step) -> Video:
-        model = models.get(folder, device, settings.low_memory)
+        model = models.get(folder, device, settings.memory)
         return steps.make_video(job, subject, model, prompt, sampler, settings, step)
 
     settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))

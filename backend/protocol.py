@@ -60,6 +60,7 @@ JOB_ENTRIES = (  # everything that either side writes into a job folder
 )  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MEMORY_MODES = ("auto", "fast", "balanced", "low")
 MAX_PROMPT = 500  # characters; the models read about 77 tokens
 MIN_FRAMES, MAX_FRAMES = 2, 32  # the models' time tables end at 32
 MAX_SEED = 2**63 - 1
@@ -94,9 +95,10 @@ def condition_cameras() -> np.ndarray:
     return np.stack([orbit_c2w(azimuth, CAMERA_ELEVATION) for azimuth in VIEW_AZIMUTHS])
 
 
-def subject_to_world(vertices: np.ndarray) -> np.ndarray:
+def subject_to_world(vertices: np.ndarray, front: float = 0.0) -> np.ndarray:
     """The matrix [4, 4] float64 that takes subject space to the world space of `vertices` [V, 3].
 
+    `front` is where the object looks: degrees from -y, counterclockwise seen from above (90 is +x).
     Raises `UserError` where the vertices have no extent.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
@@ -104,8 +106,9 @@ def subject_to_world(vertices: np.ndarray) -> np.ndarray:
     if not math.isfinite(radius) or radius <= 0.0:
         raise UserError("The object has no size: all its vertices are at one point.", "Select an object with faces.")
     to_world = np.eye(4)
-    # Subject +x is the world's -y (the front), subject +y the world's +x.
-    to_world[:3, :3] = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) * (radius / SUBJECT_RADIUS)
+    # Without a turn, subject +x is the world's -y (the front), and subject +y the world's +x.
+    s, c = round(math.sin(math.radians(front)), 15), round(math.cos(math.radians(front)), 15)
+    to_world[:3, :3] = np.array([[s, c, 0.0], [-c, s, 0.0], [0.0, 0.0, 1.0]]) * (radius / SUBJECT_RADIUS)
     to_world[:3, 3] = 0.5 * (low + high)
     return to_world
 
@@ -150,15 +153,15 @@ class JobSettings:
     frames: int = 16
     device: str = "auto"  # auto | cpu | cuda | mps
     weights: str = "starter"  # starter | animate3d | a folder
-    low_memory: bool = False
+    memory: str = "auto"  # auto | fast | balanced | low: what the video model may use
     protocol: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str), ("low_memory", bool)):
+        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str)):
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise UserError(f"The setting {name} is not a value of the right kind.", "Start the job again.")
-        for name, choices in (("preset", PRESETS), ("device", DEVICES)):
+        for name, choices in (("preset", PRESETS), ("device", DEVICES), ("memory", MEMORY_MODES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"The {name} is none of {', '.join(choices)}.", f"Choose another {name}.")
         if not MIN_FRAMES <= self.frames <= MAX_FRAMES:

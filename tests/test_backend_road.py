@@ -221,11 +221,11 @@ def test_out_of_memory_is_tried_once_more_with_less(job, monkeypatch):
     asked, told = [], []
     real = jobs.Models.get
 
-    def get(self, folder, device, low_memory):
-        asked.append(low_memory)
+    def get(self, folder, device, memory):
+        asked.append(memory)
         if len(asked) <= fail:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, folder, device, low_memory)
+        return real(self, folder, device, memory)
 
     monkeypatch.setattr(jobs.Models, "get", get)
     peak = memory.PeakMemory(with_parent=False)
@@ -236,11 +236,11 @@ def test_out_of_memory_is_tried_once_more_with_less(job, monkeypatch):
     fail = 2
     with pytest.raises(torch.OutOfMemoryError):
         run_here()
-    assert asked == [False, True] and told[0][0] == "notice"
+    assert asked == ["auto", "balanced"] and told[0][0] == "notice"
     asked.clear()
     fail = 1
     report = run_here()
-    assert asked == [False, True] and report.settings["low_memory"] is True
+    assert asked == ["auto", "balanced"] and report.settings["memory"] == "balanced"
     assert steps.load_matte(job).shape == (4, 4, SIZE, SIZE)
 
 

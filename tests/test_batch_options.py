@@ -19,11 +19,11 @@ def test_defaults_and_all_options():
     assert jobs == [Options(input="a.glb", prompt="it sways", output="a.blend")] and names == [""] and report == ""
     arguments = ["--input", "x.obj", "--object", "Cube", "--prompt", "p", "--output", "o.fbx", "--preset", "paper"]
     arguments += ["--seed", "7", "--frames", "8", "--device", "cpu", "--weights", "starter", "--keep-job", "d"]
-    arguments += ["--report", "r.json", "--start-frame", "5", "--frame-step", "2"]
+    arguments += ["--report", "r.json", "--start-frame", "5", "--frame-step", "2", "--memory", "low"]
     (job,), _, report = read_options(arguments)
     assert (job.object, job.preset, job.seed, job.frames) == ("Cube", "paper", 7, 8)
     assert (job.start_frame, job.frame_step) == (5, 2)
-    assert report == job.report == "r.json"
+    assert report == job.report == "r.json" and job.job_settings().memory == "low"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from backend.mv_vdm.checkpoints import MANIFEST, WeightsError, read_tensors, shard_paths, write_manifest, write_tensors
+from backend.mv_vdm.execution import Execution
 from backend.mv_vdm.images import (
     clip_pixels,
     composite_on_grey,
@@ -262,7 +263,7 @@ def test_posterior_sample_is_scaled_after_the_noise():
 
 
 def test_half_precision_runs(folder):
-    model = MVVDM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = MVVDM.from_pretrained(folder, execution=Execution(torch.bfloat16))
     assert generate(model).shape == (4, 3, SIZE, SIZE, 4)
 
 

@@ -132,10 +132,10 @@ def test_schedule_and_freeinit_match_the_reference(golden):
 
 
 def test_guidance_asks_without_the_prompt_first_and_extrapolates():
-    unet = FixedUNet(lambda sample, text: text[:, :, :, None, None].expand_as(sample))
+    unet = FixedUNet(lambda sample, text: text[:, :, :, None, None].expand(-1, *sample.shape[1:]))
     latents = torch.zeros(2, 1, 3, 4, 4)
     got = guided_prediction(unet, latents, 10, some_conditions(2.0), some_conditions(1.0), scale=3.0)
-    assert unet.batches == [(4, 2, [1.0, 1.0, 2.0, 2.0])]
+    assert unet.batches == [(2, 2, [1.0, 1.0, 2.0, 2.0])]  # the latents once, under two texts
     assert torch.equal(got, torch.full_like(latents, 1.0 + 3.0 * (2.0 - 1.0)))
 
 

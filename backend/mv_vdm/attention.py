@@ -133,7 +133,7 @@ class AlphaBlender(nn.Module):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(second, first, self.mix_factor.sigmoid().to(first.dtype))
+        return torch.lerp(second, first, self.mix_factor.float().sigmoid().to(first.dtype))
 
 
 class SpatioTemporalProcessor(nn.Module):

@@ -29,12 +29,12 @@ from .checkpoints import (
     write_manifest,
     write_tensors,
 )
+from .execution import FAST, Execution, MemoryMode
 from .images import clip_pixels, composite_on_grey, over_grey, read_rgba, vae_pixels, write_pictures
 from .sampling import Conditions, Denoiser, SamplerSettings, StepCallback, sample_latents
 from .unet import MVVDMUNet
 
 NETWORKS = ("unet", "vae", "text_encoder", "image_encoder")
-DECODE_BATCH = 16  # pictures at once: the decoder's activations, not the UNet's, are what fills a small GPU
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -82,6 +82,7 @@ class MVVDM:
     image_encoder: CLIPVisionModelWithProjection
     scheduler: DDIMScheduler
     info: ModelInfo
+    mode: MemoryMode = FAST
 
     @property
     def device(self) -> torch.device:
@@ -93,13 +94,14 @@ class MVVDM:
 
     @property
     def denoiser(self) -> Denoiser:
-        return Denoiser(self.unet, self.scheduler, self.info.residual_to_first_frame)
+        return Denoiser(self.unet, self.scheduler, self.info.residual_to_first_frame, self.mode.split_guidance)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls, folder: Path | str, device: torch.device | str = "cpu", execution: Execution | None = None
     ) -> "MVVDM":
         """Loads a model folder after checking it against its manifest; raises ``WeightsError``."""
+        execution = execution or Execution()
         folder = Path(folder)
         verify_manifest(folder)
         try:
@@ -109,9 +111,22 @@ class MVVDM:
             tokenizer = _read_tokenizer(folder / "tokenizer")
         except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:
             raise WeightsError(f"The settings in the model folder {folder} make no sense.") from error
-        for network in networks.values():
-            network.to(device, dtype).eval().requires_grad_(False)
-        return cls(**networks, tokenizer=tokenizer, scheduler=scheduler, info=info)
+        for name, network in networks.items():
+            parked = name != "unet" and execution.mode.park_unused
+            execution.place(network.eval().requires_grad_(False), "cpu" if parked else device, is_vae=name == "vae")
+        if execution.compile:
+            networks["unet"].compile(dynamic=False)
+        return cls(**networks, tokenizer=tokenizer, scheduler=scheduler, info=info, mode=execution.mode)
+
+    def _fetch(self, name: str) -> nn.Module:
+        """An encoder or the VAE, on the device."""
+        return getattr(self, name).to(self.device)
+
+    def _park(self) -> None:
+        """Lets everything but the UNet wait in the machine's memory, in the modes that save it."""
+        if self.mode.park_unused:
+            for name in NETWORKS[1:]:
+                getattr(self, name).to("cpu")
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes a folder that ``from_pretrained`` reads."""
@@ -138,7 +153,7 @@ class MVVDM:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        encoded = self.text_encoder(input_ids=ids.to(self.device))
+        encoded = self._fetch("text_encoder")(input_ids=ids.to(self.device))
         return encoded.last_hidden_state, encoded.pooler_output
 
     @torch.no_grad()
@@ -151,14 +166,15 @@ class MVVDM:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
             pixels = (over_grey(read_rgba(pictures, size)) - mean) / std
         pixels = pixels.to(self.device, self.dtype)
-        return self.image_encoder(pixel_values=pixels).image_embeds
+        return self._fetch("image_encoder")(pixel_values=pixels).image_embeds
 
     def encode_pixels(self, pixels: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Pixels [k, C, H, W] in -1..1 -> scaled latents [k, c, h, w], float32, with gradients.
 
         ``noise`` [k, c, h, w] makes it a sample of the VAE's posterior, None its mode.
         """
-        posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        vae = self._fetch("vae")
+        posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         latents = posterior.mean.float()
         if noise is not None:
             latents = latents + posterior.std.float() * noise.to(latents)
@@ -174,10 +190,10 @@ class MVVDM:
             pixels = 2 * (over_grey(pixels) if self.info.image_channels == 3 else pixels) - 1
         noise = None
         if self.info.posterior_sample:
-            noise = torch.randn(self._latent_shape(len(pictures)), generator=generator)
+            noise = torch.randn(self.latent_shape(len(pictures)), generator=generator)
         return self.encode_pixels(pixels, noise)
 
-    def _latent_shape(self, *leading: int) -> tuple[int, ...]:
+    def latent_shape(self, *leading: int) -> tuple[int, ...]:
         """[*leading, c, h, w]."""
         side = self.info.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return (*leading, self.vae.config.latent_channels, side, side)
@@ -214,10 +230,11 @@ class MVVDM:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Latents [n, c, f, h, w] -> uint8 [n, f, H, W, C]; with alpha (C = 4) it is straight alpha."""
-        frames = latents.transpose(1, 2)  # [n, f, c, h, w]
-        flat = (frames.flatten(0, 1) / self.vae.config.scaling_factor).to(self.device, self.dtype)
-        pixels = torch.cat([self.vae.decode(part).sample.float() for part in flat.split(DECODE_BATCH)])
-        return write_pictures(pixels.unflatten(0, frames.shape[:2]))
+        vae, frames = self._fetch("vae"), latents.transpose(1, 2)  # [n, f, c, h, w]
+        flat = (frames.flatten(0, 1) / vae.config.scaling_factor).to(self.device, vae.dtype)
+        pixels = [vae.decode(part).sample.float().cpu() for part in flat.split(self.mode.decode_batch)]
+        self._park()
+        return write_pictures(torch.cat(pixels).unflatten(0, frames.shape[:2]))
 
     @torch.no_grad()
     def generate(
@@ -246,7 +263,9 @@ class MVVDM:
         generator = torch.Generator().manual_seed(seed)
         settings = settings or self.info.sampler
         conditions = self.encode_conditions(prompt, condition_images, cameras, settings.negative_prompt)
+        self._park()
         first = self.encode_first_frames(condition_images, generator)
+        self._park()
         latents = sample_latents(
             self.denoiser,
             first,

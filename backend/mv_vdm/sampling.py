@@ -86,12 +86,15 @@ class Conditions:
     def predict(
         self, unet: MVVDMUNet, latents: torch.Tensor, timestep: torch.Tensor | int, num_views: int
     ) -> torch.Tensor:
-        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned as float32."""
+        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned as float32.
+
+        These may be k conditions for each sample (``joined``) that differ in text and image only.
+        """
         return unet(
             latents.to(self.text.dtype),
             timestep,
             self.text,
-            self.camera,
+            self.camera[: len(latents)],
             self.image,
             num_views=num_views,
             pooled_text=self.pooled_text,
@@ -104,6 +107,19 @@ class StepCallback(Protocol):
     def __call__(self, step: int, total: int, clean: torch.Tensor) -> None: ...
 
 
+def paired_predictions(
+    unet: MVVDMUNet,
+    latents: torch.Tensor,
+    timestep: torch.Tensor | int,
+    conditional: Conditions,
+    unconditional: Conditions,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(unconditional, conditional) predictions of latents [n, c, f, h, w], from one batch, unconditional half first."""
+    both = unconditional.joined(conditional)
+    without, with_text = both.predict(unet, latents, timestep, len(latents)).chunk(2)
+    return without, with_text
+
+
 def guided_prediction(
     unet: MVVDMUNet,
     latents: torch.Tensor,
@@ -112,12 +128,10 @@ def guided_prediction(
     unconditional: Conditions,
     scale: float,
 ) -> torch.Tensor:
-    """Classifier-free guidance, p_u + s (p_c - p_u), in one batch with the unconditional half first."""
-    views = len(latents)
+    """Classifier-free guidance, p_u + s (p_c - p_u); at 1 and below only the conditional half is asked."""
     if scale <= 1.0:
-        return conditional.predict(unet, latents, timestep, views)
-    both = unconditional.joined(conditional)
-    without, with_text = both.predict(unet, torch.cat([latents, latents]), timestep, views).chunk(2)
+        return conditional.predict(unet, latents, timestep, len(latents))
+    without, with_text = paired_predictions(unet, latents, timestep, conditional, unconditional)
     return without + scale * (with_text - without)
 
 
@@ -179,6 +193,7 @@ class Denoiser:
     unet: MVVDMUNet
     scheduler: DDIMScheduler
     residual_to_first_frame: bool = False  # the output is the difference to frame 0; only with "sample" prediction
+    split_guidance: bool = False  # two evaluations of one half each: more work, half of the activations
 
     def clean(
         self,
@@ -189,12 +204,31 @@ class Denoiser:
         settings: SamplerSettings,
     ) -> torch.Tensor:
         """The guided guess of the clean latents [n, c, f, h, w] from noisy ones whose frame 0 is clean."""
-        output = guided_prediction(self.unet, latents, timestep, conditional, unconditional, settings.guidance_scale)
+        output = self._guided(latents, timestep, conditional, unconditional, settings.guidance_scale)
+        clean = self.to_clean(output, latents, timestep)
+        return clean if settings.clean_clamp is None else clean.clamp(-settings.clean_clamp, settings.clean_clamp)
+
+    def _guided(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditional: Conditions,
+        unconditional: Conditions,
+        scale: float,
+    ) -> torch.Tensor:
+        if not self.split_guidance or scale <= 1.0:
+            return guided_prediction(self.unet, latents, timestep, conditional, unconditional, scale)
+        without, with_text = (
+            half.predict(self.unet, latents, timestep, len(latents)) for half in (unconditional, conditional)
+        )
+        return without + scale * (with_text - without)
+
+    def to_clean(self, output: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """The clean latents that the network's output for these latents means, all [n, c, f, h, w]."""
         if self.residual_to_first_frame:
             output = output + latents[:, :, :1]
         signal = self.scheduler.alphas_cumprod[int(timestep)].to(latents.device)
-        clean = clean_estimate(output, latents, signal, self.scheduler.config.prediction_type)
-        return clean if settings.clean_clamp is None else clean.clamp(-settings.clean_clamp, settings.clean_clamp)
+        return clean_estimate(output, latents, signal, self.scheduler.config.prediction_type)
 
 
 def sample_latents(

@@ -6,6 +6,7 @@ neither the number of views nor the image size to the motion modules and regroup
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -170,22 +171,23 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         pooled_text: torch.Tensor | None,
         frame_numbers: torch.Tensor,
     ) -> torch.Tensor:
-        """Time + camera (+ pooled text) embedding of every frame.
+        """Time + camera (+ pooled text) embedding; only frames that differ get one each.
 
         Args:
             timestep: scalar or [(b n)]; camera: [(b n), 16]; pooled_text: [(b n), d]; frame_numbers: [f].
 
         Returns:
-            Tensor [(b n), f, 4 * c0].
+            Tensor [(b n), f, 4 * c0], or [(b n), 1, 4 * c0] where all frames have the same.
         """
         timestep = torch.as_tensor(timestep, device=camera.device).expand(camera.shape[0])
 
         def at(moment: torch.Tensor) -> torch.Tensor:
             return self.time_embedding(self.time_proj(moment).to(camera.dtype))[:, None]
 
-        embedding = at(timestep).expand(-1, len(frame_numbers), -1)
+        embedding = at(timestep)
         if self.config.i2v_cond_time_zero:
-            embedding = torch.cat([at(torch.zeros_like(timestep)), embedding[:, 1:]], dim=1)
+            later = embedding.expand(-1, len(frame_numbers) - 1, -1)
+            embedding = torch.cat([at(torch.zeros_like(timestep)), later], dim=1)
         embedding = embedding + self.camera_embedding(camera)[:, None]
         return embedding + self._embed_text(pooled_text, frame_numbers) if self.config.pooled_text else embedding
 
@@ -210,18 +212,23 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """One network evaluation; sample index = b * num_views + view.
 
+        Each sample may be denoised under k texts at once, as guidance does with 2: what happens before the first text
+        attention is then done once for all of them.
+
         Args:
-            sample: latents [(b n), c_in, f, h, w], frame 0 clean.
+            sample: latents [(b n), c_in, f, h, w], frame 0 clean; h and w divide by 2 ** (levels - 1).
             timestep: scalar or [(b n)].
-            encoder_hidden_states: text tokens [(b n), tokens, d].
+            encoder_hidden_states: text tokens [(k b n), tokens, d].
             camera: conditioning vectors [(b n), 16] (see ``cameras``).
-            image_embeds: CLIP image embeddings [(b n), D]; zeros for the unconditional half.
-            pooled_text: [(b n), d], only with the config field of that name.
+            image_embeds: CLIP image embeddings [(k b n), D]; zeros where unconditional.
+            pooled_text: [(k b n), d], only with the config field of that name.
             frame_numbers: [f], where training shows only some frames of a clip; 0 comes first.
 
         Returns:
-            Tensor [(b n), c_out, f, h, w].
+            Tensor [(k b n), c_out, f, h, w].
         """
+        if self.config.pooled_text:  # the texts differ from the first layer on
+            sample, camera = (repeat_rows(tensor, len(pooled_text)) for tensor in (sample, camera))
         if self.config.first_frame_concat:
             sample = torch.cat([sample, sample[:, :, :1].expand_as(sample)], dim=1)
         frames, (height, width) = sample.shape[2], sample.shape[3:]
@@ -238,12 +245,12 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             frame_numbers = torch.arange(frames, device=sample.device)
         embedding = self._embed_conditions(timestep, camera, pooled_text, frame_numbers)
         # Resnet layers add the same projection of SiLU(embedding) everywhere, so apply SiLU once.
-        embedding = F.silu(embedding).unflatten(0, (-1, num_views)).transpose(1, 2).flatten(0, 2)  # [(b f n), e]
+        embedding = F.silu(embedding).unflatten(0, (-1, num_views)).transpose(1, 2)  # [b, f or 1, n, e]
 
         # [(b n), c, f, h, w] -> [(b f n), c, h, w]
         images = sample.unflatten(0, (-1, num_views)).permute(0, 3, 1, 2, 4, 5).flatten(0, 2)
         images = self._run_levels(images, embedding, encoder_hidden_states, layout)
-        out = images.unflatten(0, (layout.batch, frames, num_views))
+        out = images.unflatten(0, (-1, frames, num_views))
         return out.permute(0, 2, 3, 1, 4, 5).flatten(0, 1).contiguous()
 
     def _run_levels(
@@ -263,15 +270,14 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         mid = self.mid_block
         first_layer = (mid.resnets[0], mid.attentions[0], mid.motion_modules[0])
         images = run_layer(*first_layer, images, embedding, text, layout)
-        images = run_resnet(mid.resnets[1], images, embedding)
+        images = run_resnet(mid.resnets[1], images, embedding, layout)
 
         for block in self.up_blocks:
             for layer in layers_of(block):
-                images = torch.cat([images, skips.pop()], dim=1)
+                images = torch.cat([images, repeat_rows(skips.pop(), len(images))], dim=1)
                 images = run_layer(*layer, images, embedding, text, layout)
             if block.upsamplers is not None:
-                images = F.interpolate(images, size=skips[-1].shape[2:], mode="nearest")
-                images = block.upsamplers[0].conv(images)
+                images = upsample(block.upsamplers[0].conv, images)
         return self.conv_out(F.silu(self.conv_norm_out(images)))
 
 
@@ -293,16 +299,48 @@ def run_layer(
     layout: Layout,
 ) -> torch.Tensor:
     """resnet -> (multi-view and text attention) -> motion module. images: [(b f n), c, h, w]."""
-    images = run_resnet(resnet, images, embedding)
+    images = run_resnet(resnet, images, embedding, layout)
     if attention is not None:
         images = run_spatial_transformer(attention, images, text, layout)
     return run_motion_module(motion, images, layout)
 
 
-def run_resnet(block: ResnetBlock2D, images: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-    """diffusers' ResnetBlock2D for channels-last images; embedding [(b f n), e] has already passed SiLU."""
+def repeat_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """[(b ...), ...] -> [(k b ...), ...] with so many rows; itself where it has them already."""
+    copies = rows // len(tensor)
+    return tensor if copies == 1 else tensor.repeat(copies, *[1] * (tensor.dim() - 1))
+
+
+def upsample(conv: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+    """Nearest-neighbour doubling and a 3 x 3 convolution, as four 2 x 2 convolutions of the small images.
+
+    Of three taps over doubled pixels two always see the same pixel, so their weights are added up beforehand: 4 / 9 of
+    the products. images: [b, c, h, w] -> [b, c_out, 2 h, 2 w].
+    """
+    (height, width), weight, bias = images.shape[2:], conv.weight.float(), conv.bias.to(images.dtype)
+    padded = F.pad(images, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+    shape = (len(images), conv.out_channels, 2 * height, 2 * width)
+    out = images.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    for y, x in product((0, 1), repeat=2):
+        taps = add_taps(add_taps(weight, 2, y), 3, x).to(images.dtype)
+        out[:, :, y::2, x::2] = F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], taps, bias)
+    return out
+
+
+def add_taps(weight: torch.Tensor, axis: int, odd: int) -> torch.Tensor:
+    """Three taps on doubled pixels -> the two that an even, or odd, output pixel has on the pixels themselves."""
+    first, middle, last = weight.unbind(axis)
+    return torch.stack([first + middle, last] if odd else [first, middle + last], axis)
+
+
+def run_resnet(block: ResnetBlock2D, images: torch.Tensor, embedding: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """diffusers' ResnetBlock2D for channels-last images [(b f n), c, h, w].
+
+    embedding: [b, f or 1, n, e], has already passed SiLU.
+    """
     hidden = block.conv1(F.silu(block.norm1(images)))
-    hidden = hidden + block.time_emb_proj(embedding)[:, :, None, None]
+    shift = block.time_emb_proj(embedding).expand(-1, layout.num_frames, -1, -1).flatten(0, 2)
+    hidden = hidden + repeat_rows(shift, len(hidden))[:, :, None, None]
     hidden = block.conv2(F.silu(block.norm2(hidden)))
     return hidden + (images if block.conv_shortcut is None else block.conv_shortcut(images))
 
@@ -317,29 +355,39 @@ def to_images(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def at_size(layout: Layout, images: torch.Tensor) -> Layout:
+def at_level(layout: Layout, images: torch.Tensor) -> Layout:
     """The layout of the level that these images belong to."""
-    height, width = images.shape[2:]
-    return replace(layout, height=height, width=width)
+    batch, (height, width) = len(images) // (layout.num_frames * layout.num_views), images.shape[2:]
+    return replace(layout, batch=batch, height=height, width=width)
 
 
 def run_spatial_transformer(
     module: Transformer2DModel, images: torch.Tensor, text: torch.Tensor, layout: Layout
 ) -> torch.Tensor:
-    """Multi-view attention with MV2V, cross-attention, feed-forward. images: [(b f n), c, h, w]."""
-    layout = at_size(layout, images)
+    """Multi-view attention with MV2V, cross-attention, feed-forward. images: [(b f n), c, h, w].
+
+    text [(k b n), tokens, d] may hold k texts per sample: there are [(k b f n), c, h, w] images from then on.
+    """
+    layout = at_level(layout, images)
     tokens = to_tokens(module.proj_in(module.norm(images)))
     for block in module.transformer_blocks:
-        tokens = block(tokens, encoder_hidden_states=text, cross_attention_kwargs={"layout": layout})
-    return module.proj_out(to_images(tokens, layout.height, layout.width)) + images
+        tokens = tokens + block.attn1(block.norm1(tokens), layout=layout)
+        layout = replace(layout, batch=len(text) // layout.num_views)
+        tokens = repeat_rows(tokens, layout.batch * layout.num_frames * layout.num_views)
+        tokens = tokens + block.attn2(block.norm2(tokens), encoder_hidden_states=text, layout=layout)
+        tokens = tokens + block.ff(block.norm3(tokens))
+    out = module.proj_out(to_images(tokens, layout.height, layout.width))
+    return out + repeat_rows(images, len(out))
 
 
 def run_motion_module(module: AnimateDiffTransformer3D, images: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Spatiotemporal attention twice, feed-forward. images: [(b f n), c, h, w]."""
-    layout = at_size(layout, images)
+    layout = at_level(layout, images)
     tokens = module.proj_in(normalise_videos(module.norm, to_tokens(images), layout))
     for block in module.transformer_blocks:
-        tokens = block(tokens, cross_attention_kwargs={"layout": layout})
+        tokens = tokens + block.attn1(block.norm1(tokens), layout=layout)
+        tokens = tokens + block.attn2(block.norm2(tokens), layout=layout)
+        tokens = tokens + block.ff(block.norm3(tokens))
     return to_images(module.proj_out(tokens), layout.height, layout.width) + images
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str], offline: bool = False) -> int:
     try:
         return options.run(options) or 0
     except UserError as error:
-        print(f"{error.message} {error.hint}", file=sys.stderr)
+        print(f"{error.message} {error.hint}".strip(), file=sys.stderr)
     except KeyboardInterrupt:
         print("Stopped; run the same command again to go on.", file=sys.stderr)
         return 130

@@ -55,8 +55,8 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 class ConvertSettings:
     """How the converted model is stored.
 
-    dtype: float16 keeps three more bits of every weight than bfloat16 at the same size, and both GPUs' float16 and
-        bfloat16 are reached from it; a value that it can't hold is an error, never an infinity.
+    dtype: float16 keeps three more bits of every weight than bfloat16 at the same size, and is what the official
+        guidance computes in; a value that it can't hold is an error, never an infinity.
     shard_bytes: the largest file; about this much memory is in use at a time.
     """
 

@@ -33,7 +33,7 @@ MODES = {mode.name: mode for mode in (FAST, BALANCED, LOW)}  # from the fastest 
 
 # What the released model needs beside the driver, with 16 frames at 256 pixels: `benchmarks/mv_vdm_speed.py` counts
 # and measures it; a gigabyte is left for the rest. On a CPU `fast` computes in float32 and the others hold half.
-NEEDED_GB = {"gpu": {"fast": 8.0, "balanced": 6.5}, "cpu": {"fast": 16.0, "balanced": 11.0}}
+NEEDED_GB = {"gpu": {"fast": 8.5, "balanced": 5.7}, "cpu": {"fast": 16.0, "balanced": 11.0}}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,10 @@ class Execution:
         """Brings a network into its precision, and onto the device."""
         dtype = self.vae_dtype or self.dtype if is_vae else self.dtype
         if self.stored is None:
-            network.to(device, dtype)
+            on_cpu = torch.device(device).type == "cpu"
+            # GPUs convolve channels-last images, as the UNet's are, with weights of the same layout.
+            layout = torch.preserve_format if on_cpu else torch.channels_last
+            network.to(device, dtype, memory_format=layout)
             return
         network.to(device)
         apply_layerwise_casting(network, self.stored, dtype, skip_modules_pattern=NEVER_STORED)

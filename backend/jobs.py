@@ -95,7 +95,8 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
         log.exception("out of memory")
     # Not in the handler: there the failed attempt's tensors are still alive.
     models.forget()
-    tell("notice", message="There was not enough memory; trying once more with less of it.")
+    sentence = f"There was not enough memory; trying once more in the mode {smaller.name}, which needs less."
+    tell("notice", message=sentence)
     return _road(job, replace(settings, memory=smaller.name), subject, progress, models, peak, tell)
 
 

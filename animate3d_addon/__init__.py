@@ -1,6 +1,7 @@
 """The part of Animate3D that runs inside Blender: bpy, numpy and the standard library, never torch.
 
-Enabled as an extension it adds a command: `blender --command animate3d --input X.glb --prompt "…" --output Y.blend`.
+Enabled as an extension it adds a panel to the sidebar of the 3D view, and a command:
+`blender --command animate3d --input X.glb --prompt "…" --output Y.blend`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,30 @@ _commands: list[object] = []
 def register() -> None:
     import bpy
 
+    from . import operators, preferences, properties, ui, watch
+
+    bpy.utils.register_class(preferences.ANIMATE3D_AddonPreferences)
+    properties.register()
+    for cls in (*operators.CLASSES, *ui.CLASSES):
+        bpy.utils.register_class(cls)
+    ui.register()
+    watch.register()
     _commands.append(bpy.utils.register_cli_command("animate3d", _run_command))
 
 
 def unregister() -> None:
     import bpy
 
+    from . import operators, preferences, properties, ui, watch
+
     while _commands:
         bpy.utils.unregister_cli_command(_commands.pop())
+    watch.unregister()
+    ui.unregister()
+    for cls in reversed((*operators.CLASSES, *ui.CLASSES)):
+        bpy.utils.unregister_class(cls)
+    properties.unregister()
+    bpy.utils.unregister_class(preferences.ANIMATE3D_AddonPreferences)
 
 
 def _run_command(arguments: list[str]) -> int:

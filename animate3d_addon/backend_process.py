@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .shared import protocol
@@ -29,24 +29,30 @@ class BackendDied(protocol.UserError):
         super().__init__(f"The backend stopped unexpectedly (exit code {code}).", f"Its log is {log}.", kind="internal")
 
 
-def find_python(in_blender: bool) -> str:
-    """The Python that has torch: `ANIMATE3D_PYTHON`, or this one where bpy is a package in it.
+def find_python(in_blender: bool, chosen: str = "", own: Path | None = None) -> str:
+    """The Python that has torch: `ANIMATE3D_PYTHON`, the user's choice, our own, or this one where bpy is a package.
 
     Args:
         in_blender: this is Blender's own Python, which never has torch.
+        chosen: the Python that the user named in the preferences.
+        own: the Python of the environment that the add-on has made, if it is complete.
 
     Raises:
         UserError: none is set up.
     """
-    chosen = os.environ.get("ANIMATE3D_PYTHON", "")
-    if chosen:
-        if not Path(chosen).is_file():
-            raise protocol.UserError(f"ANIMATE3D_PYTHON names {chosen}, which is no file.", "Correct or remove it.")
-        return chosen
+    named = os.environ.get("ANIMATE3D_PYTHON", "")
+    for python, who in ((named, "ANIMATE3D_PYTHON names"), (chosen, "The preferences name")):
+        if python:
+            if not Path(python).is_file():
+                raise protocol.UserError(f"{who} {python}, which is no file.", "Correct or remove it.")
+            return python
+    if own is not None:
+        return str(own)
     if in_blender:
         raise protocol.UserError(
             "The backend's Python environment is not set up.",
-            "Set the environment variable ANIMATE3D_PYTHON to a Python that has PyTorch.",
+            "Install it in the add-on's preferences, or set the environment variable ANIMATE3D_PYTHON to a Python "
+            "that has PyTorch.",
         )
     return sys.executable
 
@@ -63,14 +69,14 @@ class BackendProcess:
     carry a `cancel` further: after `PATIENCE` seconds without an answer to terminate, and then to kill.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.log = Path(log)
         self.hello: dict | None = None
         self._inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._running = False
         self._cancelled_at: float | None = None
         self._forced = False  # it was ended because it did not cancel
-        self._process = _spawn(arguments, self.log)
+        self._process = _spawn(arguments, self.log, environment or {})
         threading.Thread(target=self._read, name="backend stdout", daemon=True).start()
 
     @classmethod
@@ -208,7 +214,7 @@ def to_error(message: dict) -> protocol.UserError:
     )
 
 
-def _spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+def _spawn(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     log.parent.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         # No console window, and a Ctrl-C in ours is ours to answer.
@@ -222,7 +228,7 @@ def _spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(),
+                env={**clean_environment(), **environment},
                 cwd=log.parent,
                 **spawn,
             )
@@ -233,7 +239,7 @@ def _spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen:
             ) from None
 
 
-def _environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Ours without what makes another Python look in Blender's folders, and with the way to `backend`."""
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("PYTHON")}
     return {**environment, "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1"}

@@ -13,7 +13,9 @@ several objects share is copied for each object that moves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import bpy
@@ -22,6 +24,7 @@ import numpy as np
 from . import compat, meshes
 from .shared import protocol
 from .temporary import temporary_scene
+from .timing import Points, Timing, hats
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,46 @@ def bake_shape_keys(
 
     `objects` may be in any order and may hold more than was captured. Raises `UserError` before anything is changed.
     """
+    timing = Timing(len(motion.offsets), start=settings.start, step=settings.step)
+    baked = []
+    with shared_action(settings.name) as shared:
+        for obj, moves in local_moves(objects, subject, motion, settings):
+            make_own_mesh(obj)
+            keys = write_keys(obj, moves, settings.name)
+            action = animate_keys(obj, keys, timing, settings.name, shared)
+            baked.append(BakedObject(obj, tuple(key.name for key in keys), action))
+    extend_timeline(bpy.context.scene, timing)
+    return baked
+
+
+def local_moves(
+    objects: Sequence[bpy.types.Object], subject: protocol.Subject, motion: protocol.Motion, settings: BakeSettings
+) -> list[tuple[bpy.types.Object, np.ndarray]]:
+    """The objects in the subject's order, each with what to add to its mesh's vertices: [F-1, V, 3] float32, local.
+
+    Objects are changed only where modifiers are to be applied. Raises `UserError` before that.
+    """
     chosen = _captured(objects, subject)
     offsets = _split_offsets(subject, motion)
     for obj in chosen:
-        _check_object(obj, settings)
+        check_object(obj, settings)
     frame = bpy.context.scene.frame_current_final if settings.rest_frame is None else settings.rest_frame
     with temporary_scene() as scene:
         local = _local_offsets(chosen, offsets, scene, frame, settings)
     if settings.apply_modifiers:
         chosen = _plain(chosen, frame)
-    shared = bpy.data.actions.new(settings.name) if compat.has_slots() else None
-    baked = [_bake_object(obj, moves, shared, settings) for obj, moves in zip(chosen, local, strict=True)]
-    if shared is not None and shared.users == 0:
-        bpy.data.actions.remove(shared)
-    _extend_timeline(bpy.context.scene, len(motion.offsets), settings)
-    return baked
+    return list(zip(chosen, local, strict=True))
+
+
+@contextlib.contextmanager
+def shared_action(name: str) -> Iterator[bpy.types.Action | None]:
+    """One action for all objects of a bake, where this Blender can do that; it goes again where none took it."""
+    action = bpy.data.actions.new(name) if compat.has_slots() else None
+    try:
+        yield action
+    finally:
+        if action is not None and action.users == 0:
+            bpy.data.actions.remove(action)
 
 
 def _captured(objects: Sequence[bpy.types.Object], subject: protocol.Subject) -> list[bpy.types.Object]:
@@ -92,7 +120,7 @@ def _split_offsets(subject: protocol.Subject, motion: protocol.Motion) -> list[n
     return np.split(motion.offsets[1:], np.cumsum(subject.object_counts)[:-1], axis=1)
 
 
-def _check_object(obj: bpy.types.Object, settings: BakeSettings) -> None:
+def check_object(obj: bpy.types.Object, settings: BakeSettings) -> None:
     if obj.library is not None or obj.override_library is not None:
         raise protocol.UserError(
             f"“{obj.name}” is linked from another file and can't be changed.",
@@ -177,21 +205,7 @@ def _plain(objects: Sequence[bpy.types.Object], frame: float) -> list[bpy.types.
     return [next(plain) if is_chosen else obj for obj, is_chosen in zip(objects, chosen, strict=True)]
 
 
-def _bake_object(
-    obj: bpy.types.Object, moves: np.ndarray, shared: bpy.types.Action | None, settings: BakeSettings
-) -> BakedObject:
-    _make_own_mesh(obj)
-    if obj.data.shape_keys is None:
-        obj.shape_key_add(name="Basis", from_mix=False)
-    keys = _add_keys(obj, moves, settings)
-    action = _action(obj.data.shape_keys, shared, settings)
-    fcurves = compat.shape_key_fcurves(obj.data.shape_keys, action)
-    for index, key in enumerate(keys, start=1):
-        _add_hat(fcurves, key, index, index == len(keys), settings)
-    return BakedObject(obj, tuple(key.name for key in keys), action)
-
-
-def _make_own_mesh(obj: bpy.types.Object) -> None:
+def make_own_mesh(obj: bpy.types.Object) -> None:
     """Shape keys belong to the mesh: an object that shares it would move along. It also has to be in object mode."""
     if obj.mode == "EDIT":
         with bpy.context.temp_override(active_object=obj, object=obj):
@@ -201,50 +215,69 @@ def _make_own_mesh(obj: bpy.types.Object) -> None:
         obj.data = mesh.copy()
 
 
-def _add_keys(obj: bpy.types.Object, moves: np.ndarray, settings: BakeSettings) -> list[bpy.types.ShapeKey]:
-    """One key per frame of `moves` [F-1, V, 3], relative to the basis, value 0."""
+def write_keys(
+    obj: bpy.types.Object, moves: np.ndarray, name: str, old: Sequence[bpy.types.ShapeKey] = ()
+) -> list[bpy.types.ShapeKey]:
+    """One key per frame of `moves` [F-1, V, 3], relative to the basis, value 0; `old` ones are used again first."""
+    if obj.data.shape_keys is None:
+        obj.shape_key_add(name="Basis", from_mix=False)
     reference = obj.data.shape_keys.reference_key
     rest = np.empty(moves.shape[1] * 3, np.float32)
     reference.points.foreach_get("co", rest)
     active = obj.active_shape_key_index
-    keys = []
-    for index, move in enumerate(moves, start=1):
-        key = obj.shape_key_add(name=f"{settings.name} {index:03d}", from_mix=False)
-        key.value = 0.0  # Blender 5 makes it 1
-        key.relative_key = reference
-        key.points.foreach_set("co", rest + move.ravel())
-        keys.append(key)
+    keys = list(old)
+    for index, move in enumerate(moves):
+        if index >= len(keys):
+            keys.append(obj.shape_key_add(name=f"{name} {index + 1:03d}", from_mix=False))
+        keys[index].value = 0.0  # Blender 5 makes it 1
+        keys[index].relative_key = reference
+        keys[index].points.foreach_set("co", rest + move.ravel())
     obj.active_shape_key_index = active
     obj.show_only_shape_key = False  # a pinned key would hide the motion
     return keys
 
 
-def _action(shape_keys: bpy.types.Key, shared: bpy.types.Action | None, settings: BakeSettings) -> bpy.types.Action:
+def animate_keys(
+    obj: bpy.types.Object,
+    keys: Sequence[bpy.types.ShapeKey],
+    timing: Timing,
+    name: str,
+    shared: bpy.types.Action | None = None,
+) -> bpy.types.Action:
+    """Writes the hats of a timing into the keys' F-curves, in place of what moved them before."""
+    action = _action(obj.data.shape_keys, shared, name)
+    fcurves = compat.shape_key_fcurves(obj.data.shape_keys, action)
+    for key, points in zip(keys, hats(timing), strict=True):
+        key.slider_max = max(1.0, timing.strength)  # Blender clamps animated values to the slider's ends
+        _set_fcurve(fcurves, key, points, timing.repeats)
+    return action
+
+
+def _action(shape_keys: bpy.types.Key, shared: bpy.types.Action | None, name: str) -> bpy.types.Action:
     """The action to write to: what the shape keys have (a copy if others use it too), else the shared one."""
     old = shape_keys.animation_data.action if shape_keys.animation_data else None
     if old is None:
-        return shared or bpy.data.actions.new(settings.name)
-    return old.copy() if old.users - old.use_fake_user > 1 or old.library is not None else old
+        return shared or bpy.data.actions.new(name)
+    return old.copy() if old.library is not None or compat.moves_others(shape_keys) else old
 
 
-def _add_hat(
-    fcurves: bpy.types.ActionFCurves, key: bpy.types.ShapeKey, index: int, last: bool, settings: BakeSettings
-) -> None:
+def _set_fcurve(fcurves: bpy.types.ActionFCurves, key: bpy.types.ShapeKey, points: Points, repeats: bool) -> None:
     path = key.path_from_id("value")
-    stale = fcurves.find(path)  # of a key of this name that was deleted
+    stale = fcurves.find(path)  # of this key, or of one of this name that was deleted
     if stale is not None:
         fcurves.remove(stale)
     key.driver_remove("value")
-    heights = ((-1, 0.0), (0, 1.0)) if last else ((-1, 0.0), (0, 1.0), (1, 0.0))
-    points = [(settings.start + (index + side) * settings.step, height) for side, height in heights]
     fcurve = fcurves.new(path)
     fcurve.keyframe_points.add(len(points))
     fcurve.keyframe_points.foreach_set("co", np.array(points, np.float32).ravel())
     for point in fcurve.keyframe_points:
         point.interpolation = "LINEAR"
+    if repeats:
+        fcurve.modifiers.new("CYCLES").mode_before = "NONE"
     fcurve.update()
 
 
-def _extend_timeline(scene: bpy.types.Scene, frames: int, settings: BakeSettings) -> None:
-    scene.frame_start = min(scene.frame_start, settings.start)
-    scene.frame_end = max(scene.frame_end, settings.start + (frames - 1) * settings.step)
+def extend_timeline(scene: bpy.types.Scene, timing: Timing) -> None:
+    """Makes the scene's frame range hold the first round of a motion."""
+    scene.frame_start = min(scene.frame_start, math.floor(timing.start))
+    scene.frame_end = max(scene.frame_end, math.ceil(timing.end))

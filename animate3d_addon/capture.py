@@ -40,6 +40,7 @@ class CaptureSettings:
     appearance_views: tuple[tuple[float, float], ...] = APPEARANCE_VIEWS  # unused where appearance is position
     color_samples: int = 4  # with the denoiser 38 dB against 512 samples; more only costs time
     position_samples: int = 8  # steps of alpha along the outline
+    front: float = 0.0  # where the object looks: degrees from -Y, counterclockwise seen from above
 
 
 def capture(
@@ -78,7 +79,7 @@ def _no_progress(fraction: float, words: str) -> None:
 def describe(pieces: Sequence[meshes.Piece], settings: CaptureSettings) -> protocol.Subject:
     """The subject that the pieces make up, without its pictures."""
     world, faces = meshes.join(pieces)
-    to_world = protocol.subject_to_world(world)
+    to_world = protocol.subject_to_world(world, settings.front)
     vertices = protocol.transform_points(np.linalg.inv(to_world), world)
     views = settings.appearance_views if settings.appearance != "position" else ()
     return protocol.Subject(

@@ -6,6 +6,9 @@ change back-ported is served too.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 import bpy
 
 
@@ -34,6 +37,68 @@ def shape_key_fcurves(
     layer = action.layers[0] if len(action.layers) else action.layers.new("Layer")
     strip = layer.strips[0] if len(layer.strips) else layer.strips.new(type="KEYFRAME")
     return strip.channelbag(data.action_slot, ensure=True).fcurves
+
+
+def moves_others(shape_keys: bpy.types.Key) -> bool:
+    """Whether the F-curves that move the shape keys move something else as well."""
+    data = shape_keys.animation_data
+    if not has_slots():
+        return data.action.users - data.action.use_fake_user > 1
+    return data.action_slot is not None and len(data.action_slot.users()) > 1
+
+
+def remove_fcurves(shape_keys: bpy.types.Key, paths: Collection[str]) -> None:
+    """Removes the F-curves of these data paths; an action that is empty then is let go of."""
+    data = shape_keys.animation_data
+    if data is None or data.action is None:
+        return
+    fcurves = shape_key_fcurves(shape_keys, data.action)
+    for fcurve in [fcurve for fcurve in fcurves if fcurve.data_path in paths]:
+        fcurves.remove(fcurve)
+    if len(fcurves) == 0:
+        action, data.action = data.action, None
+        if action.users == 0:
+            bpy.data.actions.remove(action)
+
+
+def push_down(shape_keys: bpy.types.Key, action: bpy.types.Action, name: str, start: float) -> bpy.types.NlaTrack:
+    """Puts the action that moves the shape keys, and its slot, onto an NLA track of its own."""
+    data = shape_keys.animation_data
+    slot = data.action_slot if has_slots() else None
+    track = data.nla_tracks.new()
+    track.name = name
+    strip = track.strips.new(name, math.floor(start), action)
+    if slot is not None:
+        strip.action_slot = slot
+    strip.extrapolation = "HOLD"
+    return track
+
+
+def slot_of(shape_keys: bpy.types.Key) -> bpy.types.ActionSlot | None:
+    """The slot through which the action moves the shape keys; None before 4.4."""
+    return shape_keys.animation_data.action_slot if has_slots() and shape_keys.animation_data else None
+
+
+def assign(shape_keys: bpy.types.Key, action: bpy.types.Action | None, slot: bpy.types.ActionSlot | None) -> None:
+    """Lets an action, through its slot, move the shape keys."""
+    shape_keys.animation_data.action = action
+    if slot is not None and action is not None:
+        shape_keys.animation_data.action_slot = slot
+
+
+def own_action(shape_keys: bpy.types.Key | None) -> None:
+    """Gives shape keys a copy of their action, so that what is changed in it changes nothing else."""
+    data = shape_keys.animation_data if shape_keys is not None else None
+    if data is not None and data.action is not None:
+        handle = data.action_slot.handle if has_slots() and data.action_slot is not None else None
+        data.action = data.action.copy()
+        if handle is not None:
+            data.action_slot = next(slot for slot in data.action.slots if slot.handle == handle)
+
+
+def has_modal_operators(window: bpy.types.Window) -> bool:
+    """Whether the user is in the middle of something, moving an object for example; False where nobody can tell."""
+    return len(getattr(window, "modal_operators", ())) > 0
 
 
 def has_slots() -> bool:

@@ -111,7 +111,7 @@ def _locked(path: Path) -> Iterator[None]:
         ) from None
     with file:
         try:
-            _lock(file)
+            lock(file)
         except OSError:
             raise protocol.UserError(
                 f"Another run is at work in {path}.", "Wait for it, or choose another folder."
@@ -119,7 +119,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO[str]) -> None:
+def lock(file: IO[str]) -> None:
+    """Holds a file for this process; raises `OSError` where another one has it."""
     if sys.platform == "win32":
         import msvcrt
 

@@ -1,0 +1,62 @@
+"""What the interface needs to know of a model before any backend runs: its `model.json`. No bpy in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .shared import protocol
+
+SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds `backend` and `weights`
+CARD = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model that is installed."""
+
+    name: str
+    appearance: str  # color | position: what it animates
+    motions: dict[str, tuple[str, ...]]  # the words of each motion it knows; empty where it takes any sentence
+    licence: str
+
+
+def folder_of(weights: str, home: Path) -> Path:
+    """Where the model `starter | animate3d | a folder` lies.
+
+    Args:
+        home: where models that the user fetched lie; the starter model lies in there or beside the add-on.
+    """
+    if weights not in ("starter", "animate3d"):
+        return Path(weights)
+    fetched = home / weights
+    return fetched if (fetched / CARD).is_file() else SOURCE / "weights" / weights
+
+
+def is_installed(weights: str, home: Path) -> bool:
+    return (folder_of(weights, home) / CARD).is_file()
+
+
+def card(weights: str, home: Path) -> ModelCard:
+    """Raises `UserError` where the model is missing or its card can't be read."""
+    folder = folder_of(weights, home)
+    if not (folder / CARD).is_file():
+        raise protocol.UserError(
+            f"The weights “{weights}” are not installed.",
+            "Install them in the add-on's preferences, or choose others.",
+            kind="missing_weights",
+        )
+    data = protocol.read_json(folder / CARD)
+    motions = data.get("motions")
+    appearance = data.get("appearance")
+    return ModelCard(
+        name=str(data.get("name", weights)),
+        appearance=appearance if appearance in ("color", "position") else "color",
+        motions={str(name): tuple(map(str, words)) for name, words in (motions or {}).items()},
+        licence=str(data.get("licence", "")),
+    )
+
+
+def example_prompts(model: ModelCard, subject: str = "it") -> list[str]:
+    """A sentence for each motion that the model knows, for example “the cactus sways”."""
+    return [f"{subject} {words[0]}" for words in model.motions.values() if words]

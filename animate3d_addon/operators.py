@@ -1,0 +1,349 @@
+"""The operators of jobs: animate, cancel, apply, again, remove. They start and stop; the timer in `watch` watches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import bpy
+from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
+
+from . import places, prompts, properties, results, takes, watch
+from .jobs import Job
+from .shared import protocol
+
+# Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
+OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front", "output")
+
+
+def told(execute: Callable) -> Callable:
+    """An operator's execute that tells a `UserError` as one line and is cancelled then."""
+
+    def wrapped(self: bpy.types.Operator, context: bpy.types.Context) -> set[str]:
+        try:
+            return execute(self, context) or {"FINISHED"}
+        except protocol.UserError as error:
+            self.report({"ERROR"}, f"{error.message} {error.hint}".strip())
+            return {"CANCELLED"}
+
+    return wrapped
+
+
+class ANIMATE3D_OT_animate(bpy.types.Operator):
+    """Let the selected objects move as the prompt says. From a script: waits until the motion is on the timeline"""
+
+    bl_idname = "animate3d.animate"
+    bl_label = "Animate"
+    bl_options = {"UNDO"}  # noqa: RUF012
+
+    prompt: StringProperty(name="Prompt", description="One sentence: what moves, and how", options={"SKIP_SAVE"})
+    preset: EnumProperty(
+        name="Preset",
+        description="Speed or quality",
+        items=[(name, name.title(), "") for name in protocol.PRESETS],
+        options={"SKIP_SAVE"},
+    )
+    weights: EnumProperty(
+        name="Model",
+        description="The video model that imagines the motion",
+        items=[("starter", "Starter", ""), ("animate3d", "Animate3D", ""), ("own", "Own Model", "")],
+        options={"SKIP_SAVE"},
+    )
+    frames: IntProperty(name="Frames", description="Frames of the motion", default=16, options={"SKIP_SAVE"})
+    start: IntProperty(
+        name="Start", description="Timeline frame at which the motion begins", default=1, options={"SKIP_SAVE"}
+    )
+    step: FloatProperty(
+        name="Step", description="Timeline frames from one to the next", default=3.0, options={"SKIP_SAVE"}
+    )
+    loop: EnumProperty(
+        name="Loop", description="Whether the motion repeats", items=properties.LOOP_ITEMS, options={"SKIP_SAVE"}
+    )
+    seed: IntProperty(name="Seed", description="Another seed, another motion", default=0, min=0, options={"SKIP_SAVE"})
+    strength: FloatProperty(name="Strength", description="How far the object moves", default=1.0, options={"SKIP_SAVE"})
+    front: EnumProperty(
+        name="Front",
+        description="Which way the object looks",
+        items=[(name, name, "") for name in properties.FRONTS],
+        options={"SKIP_SAVE"},
+    )
+    output: EnumProperty(
+        name="Output",
+        description="What the motion becomes",
+        items=[("KEYS", "Shape Keys", ""), ("RIG", "Rig", "")],
+        options={"SKIP_SAVE"},
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        """From the interface: puts a job into the queue, and returns at once."""
+        return told(type(self)._enqueue)(self, context)
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        """From a script: the whole road, here and now."""
+        self._take_options(context)
+        objects = results.chosen_objects(context)
+        job = results.new_job(context, objects, watch.queue().root)
+        try:
+            results.capture_here(job, objects)
+            watch.queue().add(job)
+            watch.work_until_done(job)
+        except protocol.UserError as error:
+            job.become("failed", error)
+            raise
+        _apply(job)
+
+    def _enqueue(self, context: bpy.types.Context) -> set[str]:
+        self._take_options(context)
+        watch.backend_python()  # or nothing has to be tried
+        enqueue(context)
+        return {"CANCELLED"}  # nothing in the file has changed: no undo step
+
+    def _take_options(self, context: bpy.types.Context) -> None:
+        for name in OPTIONS:
+            if self.properties.is_property_set(name):
+                setattr(context.scene.animate3d, name, getattr(self, name))
+
+
+class ANIMATE3D_OT_animate_selected(bpy.types.Operator):
+    """Ask for a sentence, and let the selected objects move as it says"""
+
+    bl_idname = "animate3d.animate_selected"
+    bl_label = "Animate Selected Object"
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if not context.selected_objects:
+            cls.poll_message_set("Nothing is selected")
+            return False
+        return context.mode == "OBJECT"
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        return context.window_manager.invoke_props_dialog(self, width=420)
+
+    def draw(self, context: bpy.types.Context) -> None:
+        from . import ui
+
+        ui.draw_dialog(self.layout, context)
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        watch.backend_python()
+        enqueue(context)
+
+
+def enqueue(context: bpy.types.Context) -> Job:
+    """A new job of what is selected, in the queue. Raises `UserError`."""
+    objects = results.chosen_objects(context)
+    job = results.new_job(context, objects, watch.queue().root)
+    try:
+        if bpy.app.binary_path:
+            results.write_copy(job, objects, context.scene)
+        else:
+            results.capture_here(job, objects)
+    except protocol.UserError:
+        job.remove()
+        raise
+    prompts.remember(places.home(), job.title)
+    watch.queue().add(job)
+    watch.start()
+    watch.redraw()
+    return job
+
+
+class _OfJob:
+    """An operator on one job of the list."""
+
+    job: StringProperty(name="Job", description="The name of the job's folder", options={"SKIP_SAVE"})
+
+    def find(self) -> Job:
+        found = watch.queue().find(self.job)
+        if found is None:
+            raise protocol.UserError("This job is no longer there.", "It was removed.")
+        return found
+
+
+class ANIMATE3D_OT_cancel(_OfJob, bpy.types.Operator):
+    """Stop this job. What it has done so far is kept, and it can go on later"""
+
+    bl_idname = "animate3d.cancel"
+    bl_label = "Cancel"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        watch.queue().cancel(self.find())
+        watch.start()
+        watch.redraw()
+
+
+class ANIMATE3D_OT_apply_job(_OfJob, bpy.types.Operator):
+    """Put this finished motion onto its object, as a new take"""
+
+    bl_idname = "animate3d.apply_job"
+    bl_label = "Apply"
+    bl_options = {"UNDO"}  # noqa: RUF012
+
+    to_selected: BoolProperty(
+        name="To Selected",
+        description="Onto the selected objects, which have to have the same vertices, instead of those of the job",
+        default=False,
+        options={"SKIP_SAVE"},
+    )
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        job = self.find()
+        if job.state not in ("ready", "applied"):
+            raise protocol.UserError("This job has no motion yet.", "Wait for it, or start it again.")
+        _apply(job, results.chosen_objects(context) if self.to_selected else None)
+        watch.redraw()
+
+
+def _apply(job: Job, objects: list[bpy.types.Object] | None = None) -> None:
+    results.apply(job, objects)
+    job.become("applied")
+
+
+class ANIMATE3D_OT_run_again(_OfJob, bpy.types.Operator):
+    """Start this job again. It goes on where it stopped"""
+
+    bl_idname = "animate3d.run_again"
+    bl_label = "Run Again"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        watch.queue().add(self.find())
+        watch.start()
+        watch.redraw()
+
+
+class ANIMATE3D_OT_remove_job(_OfJob, bpy.types.Operator):
+    """Delete this job and its files. Motions that were applied stay"""
+
+    bl_idname = "animate3d.remove_job"
+    bl_label = "Remove"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        watch.queue().remove(self.find())
+        watch.redraw()
+
+
+class ANIMATE3D_OT_dice(bpy.types.Operator):
+    """Choose another seed"""
+
+    bl_idname = "animate3d.dice"
+    bl_label = "Roll Seed"
+    bl_options = {"UNDO", "INTERNAL"}  # noqa: RUF012
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.scene.animate3d.seed = random.randrange(2**31)
+        return {"FINISHED"}
+
+
+class ANIMATE3D_OT_use_prompt(bpy.types.Operator):
+    """Use this sentence"""
+
+    bl_idname = "animate3d.use_prompt"
+    bl_label = "Use Prompt"
+    bl_options = {"UNDO", "INTERNAL"}  # noqa: RUF012
+
+    prompt: StringProperty(name="Prompt", description="The sentence")
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.scene.animate3d.prompt = self.prompt
+        return {"FINISHED"}
+
+
+class ANIMATE3D_OT_open_preferences(bpy.types.Operator):
+    """Open the preferences of Animate3D, where its backend and models are installed"""
+
+    bl_idname = "animate3d.open_preferences"
+    bl_label = "Open Preferences"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        if context.preferences.addons.get(places.ADDON) is None:
+            self.report({"ERROR"}, "Animate3D is not enabled as an add-on: it has no preferences.")
+            return {"CANCELLED"}
+        bpy.ops.preferences.addon_show(module=places.ADDON)
+        return {"FINISHED"}
+
+
+class _OfTake:
+    """An operator on the active take of the active object."""
+
+    bl_options = {"UNDO"}  # noqa: RUF012
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        obj = context.object
+        if obj is None or obj.mode != "OBJECT" or obj.animate3d.active is None:
+            cls.poll_message_set("The active object has no take that is shown")
+            return False
+        return True
+
+
+class ANIMATE3D_OT_take_duplicate(_OfTake, bpy.types.Operator):
+    """Make another take of the same motion, to time it in another way"""
+
+    bl_idname = "animate3d.take_duplicate"
+    bl_label = "Duplicate Take"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        takes.duplicate(context.object)
+
+
+class ANIMATE3D_OT_take_delete(_OfTake, bpy.types.Operator):
+    """Delete the shown take, also of the objects that were animated together with this one"""
+
+    bl_idname = "animate3d.take_delete"
+    bl_label = "Delete Take"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        takes.delete(context.object)
+
+
+class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
+    """Put the shown take onto an NLA track of its own, as plain shape keys"""
+
+    bl_idname = "animate3d.take_push"
+    bl_label = "Push to NLA"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        takes.push_to_nla(context.object)
+
+
+class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
+    """Make a copy of the object that moves like the shown take"""
+
+    bl_idname = "animate3d.take_to_copy"
+    bl_label = "Copy Object with Take"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        copies = takes.to_copy(context.object)
+        for obj in context.selected_objects:
+            obj.select_set(False)
+        for obj in copies:
+            obj.select_set(True)
+        context.view_layer.objects.active = copies[0]
+
+
+CLASSES = (
+    ANIMATE3D_OT_animate,
+    ANIMATE3D_OT_animate_selected,
+    ANIMATE3D_OT_cancel,
+    ANIMATE3D_OT_apply_job,
+    ANIMATE3D_OT_run_again,
+    ANIMATE3D_OT_remove_job,
+    ANIMATE3D_OT_dice,
+    ANIMATE3D_OT_use_prompt,
+    ANIMATE3D_OT_open_preferences,
+    ANIMATE3D_OT_take_duplicate,
+    ANIMATE3D_OT_take_delete,
+    ANIMATE3D_OT_take_push,
+    ANIMATE3D_OT_take_to_copy,
+)

@@ -1,0 +1,97 @@
+"""The generated video in the panel: frames as icons, played by the queue's timer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import bpy
+import bpy.utils.previews
+import numpy as np
+
+from .shared import protocol
+
+FRAMES_PER_SECOND = 8.0  # the video models'
+GREY = 128
+SIZE = 256  # pixels; small models' pictures are enlarged to about this
+
+_icons: bpy.utils.previews.ImagePreviewCollection | None = None
+_shown: tuple[str, float] = ("", 0.0)  # the job's folder and when its video was written
+_frames: list[int] = []  # icon numbers
+_current = 0
+_playing = False
+
+
+def icon(job: Path) -> int:
+    """The icon of the video's frame that is on now; 0 where the job has no video yet."""
+    _load(job)
+    return _frames[_current % len(_frames)] if _frames else 0
+
+
+def play(is_playing: bool) -> None:
+    """Lets the frames follow each other, or holds the one that is on."""
+    global _playing
+    _playing = is_playing
+
+
+def is_playing() -> bool:
+    return _playing and len(_frames) > 1
+
+
+def advance() -> bool:
+    """Goes on to the frame that is due; True where it is another one."""
+    global _current
+    if not is_playing():
+        return False
+    due = int(time.monotonic() * FRAMES_PER_SECOND) % len(_frames)
+    changed, _current = due != _current, due
+    return changed
+
+
+def clear() -> None:
+    """Lets go of all pictures."""
+    global _icons, _shown
+    if _icons is not None:
+        bpy.utils.previews.remove(_icons)
+        _icons = None
+    _frames.clear()
+    _shown = ("", 0.0)
+
+
+def _load(job: Path) -> None:
+    global _icons, _shown, _current
+    try:
+        seen = (str(job), (job / "video" / "video.npz").stat().st_mtime)
+    except OSError:
+        seen = (str(job), 0.0)
+    if seen == _shown:
+        return
+    clear()
+    _shown, _current = seen, 0
+    if not seen[1]:
+        return
+    try:
+        sheets = contact_sheets(protocol.Video.load(job).frames)
+    except (protocol.UserError, ValueError):
+        return  # half gone; the job itself will say so
+    _icons = bpy.utils.previews.new()
+    for number, sheet in enumerate(sheets):
+        picture = _icons.new(str(number))
+        picture.image_size = (sheet.shape[1], sheet.shape[0])
+        rgba = np.ones((*sheet.shape[:2], 4), np.float32)
+        rgba[..., :3] = sheet[::-1] / 255.0  # Blender's first row is the lowest
+        picture.image_pixels_float.foreach_set(rgba.ravel())
+        _frames.append(picture.icon_id)
+
+
+def contact_sheets(frames: np.ndarray) -> np.ndarray:
+    """[4, F, H, W, C] uint8 to [F, S, S, 3] uint8: views 0 and 1 above 2 and 3, over grey where there is alpha."""
+    rgb = frames[..., :3].astype(np.float32)
+    if frames.shape[-1] == 4:
+        alpha = frames[..., 3:].astype(np.float32) / 255.0
+        rgb = alpha * rgb + (1.0 - alpha) * GREY
+    _, count, height, width, _ = rgb.shape
+    grid = rgb.reshape(2, 2, count, height, width, 3).transpose(2, 0, 3, 1, 4, 5)
+    sheets = np.round(grid.reshape(count, 2 * height, 2 * width, 3)).astype(np.uint8)
+    scale, step = max(1, SIZE // (2 * height)), max(1, 2 * height // SIZE)
+    return sheets[:, ::step, ::step].repeat(scale, axis=1).repeat(scale, axis=2)

@@ -1,0 +1,151 @@
+"""From the objects of the file to a job, and from a finished job back to the objects."""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import bpy
+
+from . import bake, capture, compat, meshes, models, places, takes
+from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
+from .properties import FRONTS, Settings
+from .shared import protocol
+from .timing import Timing
+
+_session = uuid.uuid4().hex  # of the open file: session numbers mean nothing in another
+
+
+def has_rigs() -> bool:
+    """Whether this version can make rigs."""
+    return importlib.util.find_spec(f"{__package__}.bake_rig") is not None
+
+
+def file_opened() -> None:
+    """Another file, or the same one again: nothing in it is an object of a job that runs."""
+    global _session
+    _session = uuid.uuid4().hex
+
+
+def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
+    """What would be animated: the selected objects that have a surface, sorted by name.
+
+    Raises:
+        UserError: none is selected, or one can't be changed.
+    """
+    selected = list(context.selected_objects)
+    if not selected and context.active_object is not None and context.active_object.mode != "OBJECT":
+        selected = [context.active_object]
+    objects = meshes.mesh_like(selected)
+    for obj in objects:
+        bake.check_object(obj, bake.BakeSettings())
+    return objects
+
+
+def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
+    """A job for the objects with the scene's settings, not captured yet. Raises `UserError`."""
+    scene = context.scene
+    own: Settings = scene.animate3d
+    settings = own.job_settings()
+    models.card(settings.weights, places.weights())
+    plan = Plan(
+        objects=tuple(obj.name for obj in objects),
+        uids=tuple(compat.session_uid(obj) for obj in objects),
+        session=_session,
+        blend=bpy.data.filepath,
+        frame=scene.frame_current_final,
+        front=FRONTS[own.front],
+        output=own.output if has_rigs() else "KEYS",
+        start=own.start,
+        step=own.step,
+        loop=own.loop,
+        strength=own.strength,
+    )
+    return Job.create(root, settings, plan)
+
+
+def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene) -> None:
+    """Puts copies of the objects, and what they need, into a file of the job's: all that a background Blender sees.
+
+    The copies leave the takes behind, which may be large. Raises `UserError` where the file can't be written.
+    """
+    copies = []
+    for obj in objects:
+        if obj.mode == "EDIT":
+            obj.update_from_editmode()
+        copy = obj.copy()
+        copy.animate3d.takes.clear()
+        copies.append(copy)
+    try:
+        # Absolute paths: the file lies somewhere else than the user's.
+        bpy.data.libraries.write(str(job.folder / COPY), set(copies), path_remap="ABSOLUTE", compress=False)
+        task = CaptureTask(
+            objects=tuple(copy.name for copy in copies),
+            names=job.plan.objects,
+            frame=job.plan.frame,
+            fps=scene.render.fps / scene.render.fps_base,
+            appearance=_appearance(job),
+            front=job.plan.front,
+        )
+        protocol.write_json(job.folder / CAPTURE, asdict(task))
+    except (OSError, RuntimeError) as error:
+        raise protocol.UserError(
+            "A copy of the object can't be written.", f"Check the free space of {job.folder.parent}."
+        ) from error
+    finally:
+        for copy in copies:
+            bpy.data.objects.remove(copy)
+
+
+def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
+    """Captures in this process, which waits for it: for scripts. Raises `UserError`."""
+    capture.capture(objects, job.folder, capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front))
+
+
+def _appearance(job: Job) -> str:
+    return models.card(job.settings.weights, places.weights()).appearance
+
+
+def find_objects(plan: Plan) -> list[bpy.types.Object]:
+    """The objects of a plan in the open file, in its order: those of this session by number, others by name.
+
+    Raises:
+        UserError: one is no longer there.
+    """
+    if plan.session == _session:
+        by_number = {compat.session_uid(obj): obj for obj in bpy.data.objects}
+        found = [by_number.get(uid) for uid in plan.uids]
+    else:
+        found = [bpy.data.objects.get(name) for name in plan.objects]
+    for obj, name in zip(found, plan.objects, strict=True):
+        if obj is None:
+            raise protocol.UserError(
+                f"“{name}” is no longer there.", "Undo the deletion, or apply the motion to another object."
+            )
+    return found
+
+
+def is_of_this_session(plan: Plan) -> bool:
+    """Whether the objects of the plan are those of the file that is open now."""
+    return plan.session == _session
+
+
+def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[bpy.types.Object]:
+    """Puts the motion of a finished job onto its objects, or onto others that look the same. Returns the objects.
+
+    Raises:
+        UserError: before anything is changed.
+    """
+    subject, motion = protocol.Subject.load(job.folder), protocol.Motion.load(job.folder)
+    objects = find_objects(job.plan) if objects is None else list(objects)
+    if len(objects) == len(subject.object_names):
+        subject = replace(subject, object_names=tuple(obj.name for obj in objects))  # they may be called otherwise now
+    plan = job.plan
+    timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
+    frame = plan.frame if is_of_this_session(plan) else None
+    if plan.output == "RIG" and has_rigs():
+        raise NotImplementedError
+    return takes.add(objects, subject, motion, timing, job.title, frame, job=str(job.folder), seed=job.settings.seed)

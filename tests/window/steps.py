@@ -1,0 +1,198 @@
+"""What happens in the window: each step is a part of a generator, a timer goes on to the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import bpy
+
+TASK = json.loads(os.environ["ANIMATE3D_WINDOW_TEST"])
+OUT = Path(TASK["out"])
+REPO = "user_default"
+BEAT = 0.02  # seconds between two looks at the clock
+report: dict = {"blender": bpy.app.version_string, "vertices": TASK["vertices"], "faults": []}
+bpy.context.preferences.view.show_splash = False
+_last_beat = [0.0, 0.0]  # when the clock was last looked at, and the longest time between two looks
+
+
+def beat() -> float:
+    """Runs all the time: a long time between two calls is a time in which Blender stood still."""
+    now = time.perf_counter()
+    if _last_beat[0]:
+        _last_beat[1] = max(_last_beat[1], now - _last_beat[0] - BEAT)
+    _last_beat[0] = now
+    return BEAT
+
+
+def longest_block() -> float:
+    """Seconds since it was last asked."""
+    longest, _last_beat[1] = _last_beat[1], 0.0
+    return round(longest, 3)
+
+
+def expect(condition: bool, words: str) -> None:
+    if not condition:
+        report["faults"].append(words)
+
+
+def window() -> bpy.types.Window:
+    return bpy.context.window_manager.windows[0]
+
+
+def view() -> bpy.types.Area:
+    return next(area for area in window().screen.areas if area.type == "VIEW_3D")
+
+
+def override() -> dict:
+    area = view()
+    return {"window": window(), "area": area, "region": next(r for r in area.regions if r.type == "WINDOW")}
+
+
+def shot(name: str) -> None:
+    subprocess.run(["import", "-window", "root", str(OUT / f"{name}.png")], check=False, timeout=20)
+    longest_block()  # the screenshot's own time is not Blender's
+
+
+def package():
+    import importlib
+
+    return importlib.import_module(f"bl_ext.{REPO}.animate3d.animate3d_addon")
+
+
+def watch():
+    import importlib
+
+    return importlib.import_module(f"{package().__name__}.watch")
+
+
+def open_panel() -> Iterator[float]:
+    view().spaces.active.show_region_ui = True
+    yield 0.5
+    region = next(region for region in view().regions if region.type == "UI")
+    region.active_panel_category = "Animate3D"
+    yield 0.5
+
+
+def steps() -> Iterator[float]:
+    """Yields the seconds until the next step."""
+    yield 1.0
+    bpy.ops.preferences.addon_enable(module="bl_pkg") if "bl_pkg" not in bpy.context.preferences.addons else None
+    bpy.ops.extensions.package_install_files(filepath=TASK["zip"], repo=REPO, enable_on_install=True, overwrite=True)
+    yield 1.0
+    expect(hasattr(bpy.types.Scene, "animate3d"), "the extension is not enabled")
+    for obj in list(bpy.data.objects):
+        bpy.data.objects.remove(obj)
+    side = max(3, round((TASK["vertices"] / 2) ** 0.5))
+    with bpy.context.temp_override(**override()):
+        bpy.ops.mesh.primitive_uv_sphere_add(segments=2 * side, ring_count=side + 1)
+        bpy.context.object.scale = (0.5, 0.5, 1.0)
+        bpy.context.object.name = "Egg"
+        bpy.ops.ed.undo_push(message="An egg")
+    yield from open_panel()
+    shot("1_panel_empty")
+    bpy.context.scene.animate3d.prompt = "an egg sways from side to side"
+    yield 0.5
+    shot("2_panel_ready")
+    yield from animate("3", keep_scene=True)
+    yield from undo()
+    yield from cancel()
+
+
+def animate(number: str, keep_scene: bool) -> Iterator[float]:
+    obj = bpy.context.view_layer.objects.active
+    yield 0.2
+    longest_block()
+    began = time.monotonic()
+    with bpy.context.temp_override(**override()):
+        bpy.ops.animate3d.animate("INVOKE_DEFAULT")
+    report["block_of_the_click"] = round(time.monotonic() - began, 3)
+    shots, blocks = set(), []
+    queue = watch().queue()
+    while queue.is_busy and time.monotonic() - began < 180:
+        yield 0.1
+        blocks.append((longest_block(), queue.current.stage if queue.current else queue.jobs[-1].state))
+        if (
+            queue.current is not None
+            and queue.current.stage in ("capture", "motion")
+            and queue.current.stage not in shots
+        ):
+            shots.add(queue.current.stage)
+            yield 0.4
+            blocks.append((longest_block(), "look"))
+            shot(f"{number}_{queue.current.stage if queue.current else 'end'}")
+    report["seconds_of_the_job"] = round(time.monotonic() - began, 1)
+    running = [block for block in blocks if block[1] not in ("ready", "applied")]
+    report["longest_blocks_while_the_job_ran"] = sorted(running, reverse=True)[:5]
+    report["block_of_the_bake"] = max((block for block, what in blocks if what in ("ready", "applied")), default=0.0)
+    job = queue.jobs[-1]
+    if job.error is not None:
+        report["faults"].append(f"{job.error.message} {job.error.hint}")
+    for _ in range(50):
+        if job.state == "applied":
+            break
+        yield 0.1
+    report["block_of_the_bake"] = max(longest_block(), report["block_of_the_bake"])
+    expect(job.state == "applied", f"the job is {job.state}")
+    expect(obj.data.shape_keys is not None and len(obj.data.shape_keys.key_blocks) == 16, "no shape keys")
+    yield 0.5
+    bpy.context.scene.frame_set(20)
+    yield 0.5
+    shot(f"{number}_applied")
+
+
+def undo() -> Iterator[float]:
+    with bpy.context.temp_override(**override()):
+        bpy.ops.ed.undo()
+    yield 0.3
+    obj = bpy.data.objects["Egg"]
+    expect(obj.data.shape_keys is None and not obj.animate3d.takes, "one undo does not bring back what was")
+    with bpy.context.temp_override(**override()):
+        bpy.ops.ed.redo()
+    yield 0.3
+    obj = bpy.data.objects["Egg"]
+    expect(obj.data.shape_keys is not None and len(obj.animate3d.takes) == 1, "redo does not bring the take again")
+
+
+def cancel() -> Iterator[float]:
+    with bpy.context.temp_override(**override()):
+        bpy.ops.animate3d.animate("INVOKE_DEFAULT")
+        yield 1.0
+        queue = watch().queue()
+        bpy.ops.animate3d.cancel(job=queue.jobs[-1].name)
+    for _ in range(100):
+        if not queue.is_busy:
+            break
+        yield 0.1
+    expect(queue.jobs[-1].state == "cancelled", f"the cancelled job is {queue.jobs[-1].state}")
+    with bpy.context.temp_override(**override()):
+        bpy.ops.wm.call_menu(name="VIEW3D_MT_object_context_menu")
+    yield 0.7
+    shot("4_context_menu")
+    bpy.ops.preferences.addon_show(module=f"bl_ext.{REPO}.animate3d")
+    yield 1.5
+    shot("5_preferences")
+
+
+_steps = steps()
+
+
+def advance() -> float | None:
+    try:
+        return next(_steps)
+    except StopIteration:
+        pass
+    except Exception:
+        report["faults"].append(traceback.format_exc())
+    (OUT / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    bpy.ops.wm.quit_blender()
+    return None
+
+
+bpy.app.timers.register(beat, first_interval=1.0, persistent=True)
+bpy.app.timers.register(advance, first_interval=1.0, persistent=True)

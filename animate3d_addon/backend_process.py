@@ -19,6 +19,7 @@ from .shared import protocol
 
 HELLO_SECONDS = 300.0  # a cold import of torch from a slow disk takes minutes
 PATIENCE = 5.0  # seconds from asking to terminating, and from terminating to killing
+POLITE = 10  # niceness
 SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds `backend`
 
 
@@ -69,14 +70,21 @@ class BackendProcess:
     carry a `cancel` further: after `PATIENCE` seconds without an answer to terminate, and then to kill.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        polite: bool = False,
+    ) -> None:
+        """`environment` is added to ours; a `polite` process leaves the processor to others, a window above all."""
         self.log = Path(log)
         self.hello: dict | None = None
         self._inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._running = False
         self._cancelled_at: float | None = None
         self._forced = False  # it was ended because it did not cancel
-        self._process = _spawn(arguments, self.log, environment or {})
+        self._process = _spawn(arguments, self.log, environment or {}, polite)
         threading.Thread(target=self._read, name="backend stdout", daemon=True).start()
 
     @classmethod
@@ -129,10 +137,14 @@ class BackendProcess:
         return self._running
 
     def poll(self) -> list[dict]:
-        """All messages that have arrived, without waiting."""
+        """All messages that have arrived, without waiting; the last words of a process come before its end."""
         messages = []
-        while (message := self.wait(0.0)) is not None:
-            messages.append(message)
+        try:
+            while (message := self.wait(0.0)) is not None:
+                messages.append(message)
+        except protocol.UserError:
+            if not messages:
+                raise
         return messages
 
     def wait(self, seconds: float) -> dict | None:
@@ -214,16 +226,17 @@ def to_error(message: dict) -> protocol.UserError:
     )
 
 
-def _spawn(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def _spawn(arguments: Sequence[str], log: Path, environment: Mapping[str, str], polite: bool) -> subprocess.Popen:
     log.parent.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         # No console window, and a Ctrl-C in ours is ours to answer.
-        spawn = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+        priority = subprocess.BELOW_NORMAL_PRIORITY_CLASS if polite else 0
+        spawn = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP | priority}
     else:
         spawn = {"start_new_session": True}
     with log.open("ab") as errors:  # never a pipe: one that nobody drains fills up and stops the process
         try:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 list(arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -237,6 +250,10 @@ def _spawn(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) 
             raise protocol.UserError(
                 f"The backend can't be started: {reason}.", f"Its Python is {arguments[0]}.", kind="internal"
             ) from None
+    if polite and sys.platform != "win32":
+        with contextlib.suppress(OSError):  # it has gone already
+            os.setpriority(os.PRIO_PROCESS, process.pid, POLITE)
+    return process
 
 
 def clean_environment() -> dict[str, str]:

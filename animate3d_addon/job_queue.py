@@ -163,14 +163,14 @@ class JobQueue:
             self.cool()
         if self._backend is None:
             self._environment_used = wanted
-            self._backend = BackendProcess(command(self._python()), self.root / BACKEND_LOG, wanted)
+            self._backend = BackendProcess(command(self._python()), self.root / BACKEND_LOG, wanted, polite=True)
         if self._backend.hello is not None:
             self._backend.send("check", settings=asdict(job.settings))
 
     def _start_capture(self, job: Job) -> None:
         if self._capture_command is None:
             raise protocol.UserError("The job's captured object has gone.", "Remove the job, and start a new one.")
-        self._capture = BackendProcess(self._capture_command(job), job.folder / CAPTURE_LOG)
+        self._capture = BackendProcess(self._capture_command(job), job.folder / CAPTURE_LOG, polite=True)
         self._progress("capture", 0, 1)
 
     def _prepare(self) -> None:

@@ -7,6 +7,7 @@ stops it.
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 
 import bpy
@@ -18,9 +19,11 @@ from .preferences import choices
 from .shared import protocol
 
 BUSY, PLAYING, IDLE = 0.1, 0.125, 1.0  # seconds between two looks
+CLOCK = 0.5  # seconds after which the time that is left is drawn anew
 
 _queue: job_queue.JobQueue | None = None
 _waiting_to_apply: list[str] = []
+_last_redraw = 0.0
 
 
 def queue() -> job_queue.JobQueue:
@@ -82,8 +85,6 @@ def close() -> None:
 
 def work_until_done(job: Job) -> None:
     """Waits for a job that is in the queue, for scripts. Raises the `UserError` of one that failed."""
-    import time
-
     while job.state in ("waiting", "working"):
         queue().tick()
         time.sleep(0.02)
@@ -109,11 +110,9 @@ def _look_after() -> float | None:
         if job is not None and job.state == "ready" and choices().apply_when_done:
             _waiting_to_apply.append(name)
     _apply_waiting()
-    if previews.advance():
+    if previews.advance() or (jobs.current is not None and time.monotonic() - _last_redraw > CLOCK):
         redraw()
     if jobs.is_busy or _waiting_to_apply:
-        if jobs.current is not None:
-            redraw()  # the time goes on
         return BUSY
     if previews.is_playing():
         return PLAYING
@@ -140,6 +139,8 @@ def _is_at_rest(window: bpy.types.Window) -> bool:
 
 def redraw() -> None:
     """Draws the sidebars, and the preferences, anew."""
+    global _last_redraw
+    _last_redraw = time.monotonic()
     for window in bpy.context.window_manager.windows:
         for area in window.screen.areas:
             for region in area.regions if area.type in ("VIEW_3D", "PREFERENCES") else ():

@@ -203,7 +203,10 @@ def _draw_job(layout: bpy.types.UILayout, job: Job) -> None:
     row = column.row(align=True)
     row.label(text=job.title, icon=STATE_ICONS[job.state])
     if job.state in ("ready", "applied"):
-        row.operator("animate3d.apply_job", text="Apply" if job.state == "ready" else "Again").job = job.name
+        if job.state == "ready":
+            row.operator("animate3d.apply_job", text="Apply").job = job.name
+        else:
+            row.operator("animate3d.apply_job", text="", icon="ADD").job = job.name
         again = row.operator("animate3d.apply_job", text="", icon="RESTRICT_SELECT_OFF")
         again.job, again.to_selected = job.name, True
     elif job.state in ("failed", "cancelled"):

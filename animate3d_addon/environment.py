@@ -1,14 +1,149 @@
-"""The backend's own Python environment, in the user's folder. No bpy in it."""
+"""The backend's own Python environment in the user's folder: made, filled, checked. No bpy in it.
+
+Run as a script by any Python from 3.11 on, Blender's own too; it needs the standard library alone:
+
+    python environment.py install FOLDER SOURCE      a virtual environment with the packages of SOURCE/requirements.txt
+    python environment.py run PYTHON ARGUMENT…       any command of the backend, its lines passed on
+
+It prints messages as the backend does, one JSON object a line: progress {stage, step, steps}, line {text}, then done or
+error {kind, message, hint}. It ends, and what it has started too, when its stdin ends. What pip has fetched stays in
+pip's cache, so that a second try goes on about where the first one stopped.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+TORCH = "torch==2.13.0"
 COMPLETE = "complete"  # a file that is written last of all
+FREE_GB = {"cpu": 4.0, "cuda": 14.0}  # what the packages take, with what they are unpacked from
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # Windows: there the build on PyPI has no CUDA
+
+
+class Failed(Exception):
+    """One sentence, and what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
 
 
 def python_of(folder: Path) -> Path | None:
     """The Python of a complete environment, None where there is none."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = _python_in(folder)
     return python if (folder / COMPLETE).is_file() and python.exists() else None
+
+
+def install(folder: Path, source: Path, say: Callable[..., None]) -> None:
+    """Makes the environment, or goes on with it. Raises `Failed`."""
+    kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / COMPLETE).unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < FREE_GB[kind]:
+        raise Failed(
+            f"There are {free:.1f} GB free where {FREE_GB[kind]:.0f} GB are needed ({folder}).",
+            "Make room, or choose an existing Python.",
+        )
+    steps = _steps(folder, source, kind)
+    for number, (words, command, sentence) in enumerate(steps):
+        say("progress", stage=words, step=number, steps=len(steps))
+        if command and _run(command, say):
+            raise Failed(sentence, "Check the network and the free space, then install again: it goes on from here.")
+    (folder / COMPLETE).write_text(TORCH, encoding="utf-8")
+
+
+def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, list[str], str]]:
+    """What is to be done: in words, the command, and the sentence where it fails."""
+    python = _python_in(folder)
+    requirements = [source / "requirements.txt"]
+    if kind == "cuda":
+        requirements.append(source / "requirements-cuda.txt")
+    files = [argument for path in requirements for argument in ("-r", str(path))]
+    # Wheels alone: nothing that is downloaded is run while it is installed.
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
+    venv = [] if python.exists() else [sys.executable, "-m", "venv", str(folder)]
+    return [
+        ("Making the environment", venv, "The environment can't be made: this Python has no working venv module."),
+        ("Installing PyTorch", [*pip, TORCH, *_torch_index(kind)], "PyTorch can't be installed."),
+        ("Installing packages", [*pip, *files], "The packages can't be installed."),
+        ("Checking", [str(python), "-P", "-m", "backend", "doctor"], "The environment is there, and does not work."),
+    ]
+
+
+def _torch_index(kind: str) -> list[str]:
+    """Where the build of torch is that fits; where pip is set up for a mirror, that mirror decides."""
+    config = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    mirrored = any(key in config.stdout for key in ("index-url", "find-links", "no-index"))
+    if mirrored or sys.platform == "darwin":
+        return []
+    if kind == "cuda":
+        return ["--extra-index-url", CUDA_INDEX] if sys.platform == "win32" else []
+    return ["--extra-index-url", CPU_INDEX]
+
+
+def _python_in(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+_child: subprocess.Popen | None = None
+
+
+def _run(command: Sequence[str], say: Callable[..., None]) -> int:
+    """Runs a command and passes its lines on. Returns its exit code."""
+    global _child
+    _child = subprocess.Popen(
+        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    for line in _child.stdout:
+        if line.strip():
+            say("line", text=line.rstrip())
+    return _child.wait()
+
+
+def _end_with_stdin() -> None:
+    """Whoever started us has gone, or has cancelled."""
+    while os.read(0, 4096):
+        pass
+    if _child is not None:
+        with contextlib.suppress(OSError):
+            _child.kill()
+    os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    def say(kind: str, **content: object) -> None:
+        print(json.dumps({"type": kind, **content}), flush=True)
+
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        if arguments[0] == "install":
+            install(Path(arguments[1]), Path(arguments[2]), say)
+        elif _run(arguments[1:], say):
+            raise Failed("Something is not as it should be.", "See the lines above.")
+    except Failed as failed:
+        say("error", kind="bad_input", message=failed.message, hint=failed.hint)
+        return 1
+    except OSError as error:
+        say("error", kind="bad_input", message=f"That can't be done: {error}.", hint="Choose another place.")
+        return 1
+    say("done")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)

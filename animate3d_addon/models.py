@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +63,16 @@ def card(weights: str, home: Path) -> ModelCard:
 def example_prompts(model: ModelCard, subject: str = "it") -> list[str]:
     """A sentence for each motion that the model knows, for example “the cactus sways”."""
     return [f"{subject} {words[0]}" for words in model.motions.values() if words]
+
+
+@functools.cache
+def released_sources() -> tuple:
+    """What the released model is made of, `backend.weights.sources.REQUIRED`: repository, size, licence of each.
+
+    Loaded by its path, because it needs the standard library alone and the package around it needs more.
+    """
+    spec = importlib.util.spec_from_file_location(f"{__package__}.sources", SOURCE / "backend/weights/sources.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the names of their fields' types
+    spec.loader.exec_module(module)
+    return module.REQUIRED

@@ -7,20 +7,24 @@ stops it.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import traceback
+from pathlib import Path
 
 import bpy
 
-from . import compat, environment, job_queue, places, previews, results
+from . import compat, environment, job_queue, places, previews, results, setup_tasks
 from .backend_process import SOURCE, find_python
-from .jobs import Job
+from .jobs import Job, size_of
 from .preferences import choices
 from .shared import protocol
 
 BUSY, PLAYING, IDLE = 0.1, 0.125, 1.0  # seconds between two looks
 CLOCK = 0.5  # seconds after which the time that is left is drawn anew
 
+setup: setup_tasks.SetupTask | None = None  # what the preferences do, or did last
+cache_bytes = -1  # of the cache folder; -1 is not measured yet
 _queue: job_queue.JobQueue | None = None
 _waiting_to_apply: list[str] = []
 _last_redraw = 0.0
@@ -79,6 +83,8 @@ def close() -> None:
     if _queue is not None:
         _queue.close()
     _queue = None
+    if setup is not None and not setup.is_done:
+        setup.cancel()
     _waiting_to_apply.clear()
     previews.clear()
 
@@ -112,7 +118,9 @@ def _look_after() -> float | None:
     _apply_waiting()
     if previews.advance() or (jobs.current is not None and time.monotonic() - _last_redraw > CLOCK):
         redraw()
-    if jobs.is_busy or _waiting_to_apply:
+    if setup is not None and setup.poll():
+        redraw()
+    if jobs.is_busy or _waiting_to_apply or (setup is not None and not setup.is_done):
         return BUSY
     if previews.is_playing():
         return PLAYING
@@ -146,6 +154,16 @@ def redraw() -> None:
             for region in area.regions if area.type in ("VIEW_3D", "PREFERENCES") else ():
                 if area.type == "PREFERENCES" or region.type == "UI":
                     region.tag_redraw()
+
+
+def measure_cache(root: Path) -> None:
+    """Counts the cache folder's bytes in a thread of its own: there may be many files on a slow disk."""
+
+    def count() -> None:
+        global cache_bytes
+        cache_bytes = size_of(root)
+
+    threading.Thread(target=count, name="size of the cache").start()
 
 
 def state() -> protocol.UserError | None:

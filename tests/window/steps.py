@@ -200,7 +200,12 @@ def cancel() -> Iterator[float]:
     yield 0.7
     shot("4_context_menu")
     bpy.ops.preferences.addon_show(module=f"bl_ext.{REPO}.animate3d")
-    yield 1.5
+    yield 0.5
+    bpy.ops.animate3d.check()
+    while not watch().setup.is_done:
+        yield 0.2
+    expect(watch().setup.error is None, f"the check failed: {list(watch().setup.lines)}")
+    yield 1.0
     shot("5_preferences")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import bpy
 
-from . import files, job_folder
+from . import environment, files, job_folder, places
 from .backend_process import BackendProcess, find_python, to_error
 from .bake import BakeSettings, bake_shape_keys
 from .batch_options import Options, UsageError, check_options, check_writable, parser, read_options
@@ -110,7 +110,8 @@ class Backend:
     def start(self) -> BackendProcess:
         """The process, perhaps still starting: `wait_hello` before use. Raises `UserError`."""
         if self._process is None or not self._process.alive:
-            python = find_python(in_blender=bool(bpy.app.binary_path))
+            own = environment.python_of(places.environment())
+            python = find_python(bool(bpy.app.binary_path), own=own)
             self._process = BackendProcess.start(python, self._logs / "backend.log")
         return self._process
 

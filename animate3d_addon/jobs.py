@@ -37,7 +37,6 @@ class Plan:
     blend: str = ""  # path of the file, empty where it was never saved
     frame: float = 1.0  # timeline frame at which the objects were looked at
     front: float = 0.0  # degrees from -Y, counterclockwise from above, to where the object looks
-    output: str = "KEYS"  # KEYS | RIG
     start: int = 1
     step: float = 3.0
     loop: str = "OFF"

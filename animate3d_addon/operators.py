@@ -13,7 +13,7 @@ from .jobs import Job
 from .shared import protocol
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
-OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front", "output")
+OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front")
 
 
 def told(execute: Callable) -> Callable:
@@ -65,12 +65,6 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         name="Front",
         description="Which way the object looks",
         items=[(name, name, "") for name in properties.FRONTS],
-        options={"SKIP_SAVE"},
-    )
-    output: EnumProperty(
-        name="Output",
-        description="What the motion becomes",
-        items=[("KEYS", "Shape Keys", ""), ("RIG", "Rig", "")],
         options={"SKIP_SAVE"},
     )
 

@@ -118,15 +118,6 @@ class Settings(bpy.types.PropertyGroup):
         ],
         default="NEG_Y",
     )
-    output: EnumProperty(
-        name="Output",
-        description="What the motion becomes",
-        items=[
-            ("KEYS", "Shape Keys", "Exact; exports to glTF, FBX, USD and Alembic; can be edited as takes"),
-            ("RIG", "Rig", "Bones, weights and an action: light, and easy to edit"),
-        ],
-        default="KEYS",
-    )
 
     def weights_name(self) -> str:
         """The chosen weights, in the words of a job: a name that comes along, or a folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,11 +16,6 @@ from .shared import protocol
 from .timing import Timing
 
 _session = uuid.uuid4().hex  # of the open file: session numbers mean nothing in another
-
-
-def has_rigs() -> bool:
-    """Whether this version can make rigs."""
-    return importlib.util.find_spec(f"{__package__}.bake_rig") is not None
 
 
 def file_opened() -> None:
@@ -42,7 +36,20 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     objects = meshes.mesh_like(selected)
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
+        _check_modifiers(obj, context)
     return objects
+
+
+def _check_modifiers(obj: bpy.types.Object, context: bpy.types.Context) -> None:
+    """Shape keys move the mesh's own vertices: better said before the long work than after it."""
+    if not meshes.is_deformed(obj) or obj.mode != "OBJECT":
+        return
+    shown = obj.evaluated_get(context.evaluated_depsgraph_get()).data
+    if isinstance(shown, bpy.types.Mesh) and len(shown.vertices) != len(obj.data.vertices):
+        raise protocol.UserError(
+            f"“{obj.name}” has modifiers that change its number of vertices.",
+            "Apply them, or hide them in the viewport until the motion is there.",
+        )
 
 
 def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
@@ -58,7 +65,6 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         blend=bpy.data.filepath,
         frame=scene.frame_current_final,
         front=FRONTS[own.front],
-        output=own.output if has_rigs() else "KEYS",
         start=own.start,
         step=own.step,
         loop=own.loop,
@@ -146,6 +152,4 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     plan = job.plan
     timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     frame = plan.frame if is_of_this_session(plan) else None
-    if plan.output == "RIG" and has_rigs():
-        raise NotImplementedError
     return takes.add(objects, subject, motion, timing, job.title, frame, job=str(job.folder), seed=job.settings.seed)

@@ -69,8 +69,6 @@ class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
         layout.prop(settings, "front")
         layout.prop(settings, "weights")
-        if results.has_rigs():
-            layout.prop(settings, "output")
 
 
 class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):

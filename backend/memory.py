@@ -34,13 +34,18 @@ class PeakMemory:
             peak, self._peak = self._peak, 0
         return round(peak / GB, 3)
 
-    def _look(self) -> None:
+    def now(self) -> float:
+        """What is held at the moment, in GB."""
+        return round(self._look() / GB, 2)
+
+    def _look(self) -> int:
         total = 0
         for process in self._processes:
             with contextlib.suppress(psutil.Error):  # the parent has gone, and so shall we
                 total += process.memory_info().rss
         with self._lock:
             self._peak = max(self._peak, total)
+        return total
 
     def _watch(self) -> None:
         while True:

@@ -21,7 +21,8 @@ Lines of JSON, each an object with a "type". One job at a time.
                         quit {}              (and the end of stdin) ends the process
     from the backend    hello {protocol, device, device_name, free_memory_gb, versions, pid}   first, or error
                         checked {appearance}                  color | position: what the model animates
-                        progress {job, stage, step, steps}    step 0 when a stage starts, step == steps when it is done
+                        progress {job, stage, step, steps, memory_gb}
+                            step 0 when a stage starts, step == steps when it is done; memory of both processes
                         notice {job, message}                 something to tell the user, no failure
                         preview {job, path}                   a .gif of the generated video
                         done {job, report}
@@ -56,7 +57,7 @@ POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding
 STAGES = ("capture", "video", "matte", "splats", "motion", "bake")
 JOB_ENTRIES = (  # everything that either side writes into a job folder
     "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply", "motion.npz",
-    "backend.log", "blender.log",
+    "rig.npz", "backend.log", "blender.log",
 )  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -300,6 +301,53 @@ class Motion:
     @classmethod
     def load(cls, job: Path) -> Motion:
         return cls(**read_npz(Path(job) / "motion.npz", ("offsets",)))
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The motion as a skeleton's; `rig.npz`. World space; frame 0 is the rest pose.
+
+    A bone takes x to R (x - head) + head + translation, with R from its quaternion, whatever its parent does; a vertex
+    is at the weighted mean of where its bones take it (linear blend skinning).
+    """
+
+    names: tuple[str, ...]  # of the B bones; the root is first, parents come before their children
+    heads: np.ndarray  # [B, 3] float64, at rest
+    tails: np.ndarray  # [B, 3] float64
+    parents: np.ndarray  # [B] int32, -1 for the root
+    bones: np.ndarray  # [V, K] int32: on which bones each vertex of the subject hangs
+    weights: np.ndarray  # [V, K] float32, rows sum to 1
+    quats: np.ndarray  # [F, B, 4] float64 wxyz
+    translations: np.ndarray  # [F, B, 3] float64, of the heads
+
+    def save(self, job: Path) -> None:
+        write_npz(Path(job) / "rig.npz", **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, job: Path) -> Rig:
+        """Raises `UserError` where the file is missing or damaged."""
+        data = read_npz(Path(job) / "rig.npz", tuple(cls.__dataclass_fields__))
+        rig = cls(**{**data, "names": tuple(map(str, data["names"]))})
+        if not rig._fits_together():
+            raise UserError("The rig in the job folder is damaged.", "Start the job again.")
+        return rig
+
+    def _fits_together(self) -> bool:
+        count, frames = len(self.names), len(self.quats)
+        return bool(
+            count > 0
+            and self.heads.shape == self.tails.shape == (count, 3)
+            and self.parents.shape == (count,)
+            and (self.parents < np.arange(count)).all()
+            and self.bones.shape == self.weights.shape
+            and self.bones.ndim == 2
+            and self.bones.size > 0
+            and 0 <= self.bones.min() <= self.bones.max() < count
+            and self.quats.shape == (frames, count, 4)
+            and self.translations.shape == (frames, count, 3)
+            and np.isfinite(self.quats).all()
+            and np.isfinite(self.translations).all()
+        )
 
 
 @dataclass

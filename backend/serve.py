@@ -91,7 +91,8 @@ class _Server:
         name = str(job)
 
         def progress(stage: str, step: int, steps: int) -> None:
-            self._outbox.send("progress", job=name, stage=stage, step=step, steps=steps)
+            held = self._peak.now()
+            self._outbox.send("progress", job=name, stage=stage, step=step, steps=steps, memory_gb=held)
             if self._inbox.cancelled.is_set():
                 raise Cancelled
 

@@ -13,7 +13,6 @@ from backend.mv_vdm.sampling import (
     Denoiser,
     SamplerSettings,
     clean_estimate,
-    guided_prediction,
     low_pass_filter,
     make_solver,
     reinitialise_noise,
@@ -72,7 +71,8 @@ def test_first_guided_prediction_matches_the_reference(golden):
     unet = MVVDMUNet(block_out_channels=(32, 32, 40, 48), norm_num_groups=8, cross_attention_dim=32, image_embed_dim=24)
     unet.load_state_dict(load_file(GOLDEN / "A" / "weights.safetensors"))
     latents = torch.cat([golden["first_frame_latents"][:, :, None], golden["initial_noise"]], dim=2)
-    got = guided_prediction(unet.eval(), latents, golden["ddim_timesteps_4"][0], *golden_conditions(golden), scale=7.5)
+    denoiser = Denoiser(unet.eval(), released_schedule())
+    got = denoiser.guided(latents, golden["ddim_timesteps_4"][0], *golden_conditions(golden), scale=7.5)
     without, with_text = golden["plain_noise_pred_step0"].chunk(2)
     assert relative(got, without + 7.5 * (with_text - without)) < 1e-5
 
@@ -134,7 +134,7 @@ def test_schedule_and_freeinit_match_the_reference(golden):
 def test_guidance_asks_without_the_prompt_first_and_extrapolates():
     unet = FixedUNet(lambda sample, text: text[:, :, :, None, None].expand(-1, *sample.shape[1:]))
     latents = torch.zeros(2, 1, 3, 4, 4)
-    got = guided_prediction(unet, latents, 10, some_conditions(2.0), some_conditions(1.0), scale=3.0)
+    got = Denoiser(unet, released_schedule()).guided(latents, 10, some_conditions(2.0), some_conditions(1.0), scale=3.0)
     assert unet.batches == [(2, 2, [1.0, 1.0, 2.0, 2.0])]  # the latents once, under two texts
     assert torch.equal(got, torch.full_like(latents, 1.0 + 3.0 * (2.0 - 1.0)))
 
@@ -142,7 +142,8 @@ def test_guidance_asks_without_the_prompt_first_and_extrapolates():
 @pytest.mark.parametrize("scale", [1.0, 0.0])
 def test_guidance_is_skipped_at_one_and_below(scale):
     unet = FixedUNet(lambda sample, text: text[:, :, :, None, None].expand_as(sample))
-    got = guided_prediction(unet, torch.zeros(2, 1, 3, 4, 4), 10, some_conditions(2.0), some_conditions(1.0), scale)
+    denoiser, latents = Denoiser(unet, released_schedule()), torch.zeros(2, 1, 3, 4, 4)
+    got = denoiser.guided(latents, 10, some_conditions(2.0), some_conditions(1.0), scale)
     assert unet.batches == [(2, 2, [2.0, 2.0])] and torch.equal(got, torch.full_like(got, 2.0))
 
 

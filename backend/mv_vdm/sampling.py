@@ -107,34 +107,6 @@ class StepCallback(Protocol):
     def __call__(self, step: int, total: int, clean: torch.Tensor) -> None: ...
 
 
-def paired_predictions(
-    unet: MVVDMUNet,
-    latents: torch.Tensor,
-    timestep: torch.Tensor | int,
-    conditional: Conditions,
-    unconditional: Conditions,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(unconditional, conditional) predictions of latents [n, c, f, h, w], from one batch, unconditional half first."""
-    both = unconditional.joined(conditional)
-    without, with_text = both.predict(unet, latents, timestep, len(latents)).chunk(2)
-    return without, with_text
-
-
-def guided_prediction(
-    unet: MVVDMUNet,
-    latents: torch.Tensor,
-    timestep: torch.Tensor | int,
-    conditional: Conditions,
-    unconditional: Conditions,
-    scale: float,
-) -> torch.Tensor:
-    """Classifier-free guidance, p_u + s (p_c - p_u); at 1 and below only the conditional half is asked."""
-    if scale <= 1.0:
-        return conditional.predict(unet, latents, timestep, len(latents))
-    without, with_text = paired_predictions(unet, latents, timestep, conditional, unconditional)
-    return without + scale * (with_text - without)
-
-
 def clean_estimate(
     prediction: torch.Tensor, latents: torch.Tensor, signal: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
@@ -204,24 +176,36 @@ class Denoiser:
         settings: SamplerSettings,
     ) -> torch.Tensor:
         """The guided guess of the clean latents [n, c, f, h, w] from noisy ones whose frame 0 is clean."""
-        output = self._guided(latents, timestep, conditional, unconditional, settings.guidance_scale)
+        output = self.guided(latents, timestep, conditional, unconditional, settings.guidance_scale)
         clean = self.to_clean(output, latents, timestep)
         return clean if settings.clean_clamp is None else clean.clamp(-settings.clean_clamp, settings.clean_clamp)
 
-    def _guided(
+    def guided(
         self,
         latents: torch.Tensor,
-        timestep: torch.Tensor,
+        timestep: torch.Tensor | int,
         conditional: Conditions,
         unconditional: Conditions,
         scale: float,
     ) -> torch.Tensor:
-        if not self.split_guidance or scale <= 1.0:
-            return guided_prediction(self.unet, latents, timestep, conditional, unconditional, scale)
-        without, with_text = (
-            half.predict(self.unet, latents, timestep, len(latents)) for half in (unconditional, conditional)
-        )
+        """Classifier-free guidance, p_u + s (p_c - p_u); at 1 and below only the conditional half is asked."""
+        if scale <= 1.0:
+            return conditional.predict(self.unet, latents, timestep, len(latents))
+        without, with_text = self.paired(latents, timestep, conditional, unconditional)
         return without + scale * (with_text - without)
+
+    def paired(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor | int,
+        conditional: Conditions,
+        unconditional: Conditions,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The network's output (without, with) the prompt and images; in one batch the first half is without."""
+        views = len(latents)
+        if self.split_guidance:
+            return tuple(half.predict(self.unet, latents, timestep, views) for half in (unconditional, conditional))
+        return unconditional.joined(conditional).predict(self.unet, latents, timestep, views).chunk(2)
 
     def to_clean(self, output: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
         """The clean latents that the network's output for these latents means, all [n, c, f, h, w]."""

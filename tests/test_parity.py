@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from backend.mv_vdm import positions
 from backend.mv_vdm.positions import sine_table_2d
-from benchmarks.parity import GOLDEN, main
+from benchmarks.parity import GOLDEN, main, sds_rows
 from benchmarks.parity_unet import Row, UNetSet, forward, relative, run_module, traced_forward
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference implementation's outputs are not here")
@@ -143,6 +144,13 @@ def test_shapes_that_only_broadcast_do_not_count_as_equal():
 @needs_golden
 def test_quick_parts_hold():
     assert main(["--only", "keys", "cameras", "hexplane", "arap"]) == 0
+
+
+@needs_golden
+def test_guidance_holds_at_the_lowest_noise_level():
+    rows = list(islice(sds_rows(GOLDEN), 4))  # the settings; loss, gradient and target of one of three levels
+    assert [row.name for row in rows[1:]] == [f"SDS {part}, t = 20" for part in ("loss", "gradient", "target")]
+    assert all(row.holds for row in rows)
 
 
 @needs_golden

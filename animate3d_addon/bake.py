@@ -76,7 +76,7 @@ def local_moves(
 
     Objects are changed only where modifiers are to be applied. Raises `UserError` before that.
     """
-    chosen = _captured(objects, subject)
+    chosen = captured(objects, subject)
     offsets = _split_offsets(subject, motion)
     for obj in chosen:
         check_object(obj, settings)
@@ -84,7 +84,7 @@ def local_moves(
     with temporary_scene() as scene:
         local = _local_offsets(chosen, offsets, scene, frame, settings)
     if settings.apply_modifiers:
-        chosen = _plain(chosen, frame)
+        chosen = make_plain(chosen, frame)
     return list(zip(chosen, local, strict=True))
 
 
@@ -99,7 +99,7 @@ def shared_action(name: str) -> Iterator[bpy.types.Action | None]:
             bpy.data.actions.remove(action)
 
 
-def _captured(objects: Sequence[bpy.types.Object], subject: protocol.Subject) -> list[bpy.types.Object]:
+def captured(objects: Sequence[bpy.types.Object], subject: protocol.Subject) -> list[bpy.types.Object]:
     """The objects of the subject in its order: by name, or where they were renamed, by their place in the list."""
     by_name = {obj.name: obj for obj in objects}
     missing = [name for name in subject.object_names if name not in by_name]
@@ -198,7 +198,7 @@ def _shifted(obj: bpy.types.Object, axis: int, distance: float) -> bpy.types.Obj
     return copy
 
 
-def _plain(objects: Sequence[bpy.types.Object], frame: float) -> list[bpy.types.Object]:
+def make_plain(objects: Sequence[bpy.types.Object], frame: float) -> list[bpy.types.Object]:
     """The objects, those with modifiers and those that are no mesh turned into plain meshes."""
     chosen = [obj.type != "MESH" or meshes.is_deformed(obj) for obj in objects]
     plain = iter(meshes.freeze([obj for obj, is_chosen in zip(objects, chosen, strict=True) if is_chosen], frame))

@@ -17,6 +17,7 @@ import bpy
 from . import environment, files, job_folder, places
 from .backend_process import BackendProcess, find_python, to_error
 from .bake import BakeSettings, bake_shape_keys
+from .bake_rig import bake_rig, skinned_by
 from .batch_options import Options, UsageError, check_options, check_writable, parser, read_options
 from .batch_progress import Progress
 from .capture import CaptureSettings, capture
@@ -200,11 +201,20 @@ class Road:
         process.send("run", job=str(job))
         report = self._answer(process, "done")["report"]
         with self._stage("bake", process):
-            baking = BakeSettings(start=options.start_frame, step=options.frame_step, apply_modifiers=True)
-            baked = bake_shape_keys(objects, subject, protocol.Motion.load(job), baking)
+            moving = self._bake(objects, subject)
         with self._stage("export", process):
-            files.save(Path(options.output), [result.object for result in baked])
+            files.save(Path(options.output), moving)
         return self._complete(report)
+
+    def _bake(self, objects: list[bpy.types.Object], subject: protocol.Subject) -> list[bpy.types.Object]:
+        """What has to be exported: the objects that move, and the armature that moves them."""
+        options, job = self._options, self._folder.path
+        settings = BakeSettings(start=options.start_frame, step=options.frame_step, apply_modifiers=True)
+        if options.as_ == "rig":
+            armature = bake_rig(objects, subject, protocol.Rig.load(job), settings)
+            return [armature, *skinned_by(armature)]
+        baked = bake_shape_keys(objects, subject, protocol.Motion.load(job), settings)
+        return [result.object for result in baked]
 
     def _capture(self, objects: list[bpy.types.Object], settings: CaptureSettings) -> protocol.Subject:
         identity = {
@@ -275,6 +285,7 @@ class Road:
             after = {name: value for name, value in ours.items() if name not in first}
             setattr(result, theirs, {**before, **getattr(result, theirs), **after})
         result.versions["blender"] = bpy.app.version_string
-        result.settings.update(start_frame=self._options.start_frame, frame_step=self._options.frame_step)
+        ours = {"as": self._options.as_, "start_frame": self._options.start_frame}
+        result.settings.update(ours, frame_step=self._options.frame_step)
         result.save(self._folder.path / "report.json")
         return result

@@ -15,6 +15,7 @@ from .shared import protocol
 
 INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply", ".stl")
 OUTPUTS = (".blend", ".glb", ".fbx", ".usdc", ".abc")
+FORMS = ("keys", "rig")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Options:
     frame_step: int = 3
     device: str = "auto"
     memory: str = "auto"
+    as_: str = "keys"  # what the motion becomes: keys | rig
     weights: str = "starter"
     keep_job: str = ""
     report: str = ""
@@ -48,6 +50,7 @@ class Options:
             frames=self.frames,
             device=self.device,
             memory=self.memory,
+            rig=self.as_ == "rig",
             weights=weights,
         )
 
@@ -79,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--frames", type=int, metavar="N", help=f"frames of the motion; {default.frames} by default")
     p.add_argument("--start-frame", type=int, metavar="N", help="timeline frame of the first; 1 by default")
     p.add_argument("--frame-step", type=int, metavar="N", help="timeline frames from one to the next; 3 by default")
+    p.add_argument("--as", dest="as_", choices=FORMS, help="what the motion becomes; shape keys by default")
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
     p.add_argument("--memory", choices=protocol.MEMORY_MODES, help="how much the video model may use; auto by default")
     p.add_argument("--weights", metavar="W", help="starter (default), animate3d, or a model folder")
@@ -138,11 +142,12 @@ def _read_table(path: Path, defaults: Options) -> dict[int, Options | protocol.U
 
 def _table_rows(reader, path: Path, defaults: Options) -> dict[int, Options | protocol.UserError]:
     columns = [re.sub(r"[-\s]+", "_", cell.strip().lower().lstrip("-")) for cell in next(reader, [])]
+    columns = ["as_" if column == "as" else column for column in columns]  # the bare word is Python's
     known = {field.name: field.type for field in fields(Options) if field.name != "report"}
     unknown = [column for column in columns if column not in known]
     if not columns or unknown or len(set(columns)) != len(columns):
         what = f"has a column “{unknown[0]}” that is no option" if unknown else "needs a first row of distinct columns"
-        raise UsageError(f"The table {path} {what}; the columns are {', '.join(known)}.")
+        raise UsageError(f"The table {path} {what}; the columns are {', '.join(known).replace('as_', 'as')}.")
     rows: dict[int, Options | protocol.UserError] = {}
     outputs: dict[Path, int] = {}
     for cells in reader:
@@ -186,6 +191,8 @@ def check_options(options: Options, blend_open: str) -> None:
         UserError: naming what is wrong.
     """
     options.job_settings()
+    if options.as_ not in FORMS:
+        raise protocol.UserError(f"A motion can't become “{options.as_}”.", f"Choose {' or '.join(FORMS)}.")
     if options.frame_step < 1 or abs(options.start_frame) + options.frame_step * options.frames > 1_000_000:
         raise protocol.UserError("These frames don't fit on the timeline.", "Choose a frame step of 1 or more.")
     source = Path(options.input or blend_open)

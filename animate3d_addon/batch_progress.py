@@ -19,6 +19,7 @@ LABELS = {
     "matte": "cutting it out",
     "splats": "building splats",
     "motion": "fitting the motion",
+    "rig": "making bones",
     "bake": "baking",
     "export": "writing the file",
 }

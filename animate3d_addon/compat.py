@@ -25,7 +25,20 @@ def shape_key_fcurves(
     From 4.4 on an action has a slot per datablock, and from 5.0 on its F-curves are reached through the slot only. A
     slot that the shape keys already use is kept.
     """
-    data = shape_keys.animation_data or shape_keys.animation_data_create()
+    return _fcurves(shape_keys, action)
+
+
+def object_fcurves(
+    obj: bpy.types.Object, action: bpy.types.Action
+) -> bpy.types.ActionFCurves | bpy.types.ActionChannelbagFCurves:
+    """The same for what moves an object or the bones of its pose."""
+    return _fcurves(obj, action)
+
+
+def _fcurves(
+    datablock: bpy.types.ID, action: bpy.types.Action
+) -> bpy.types.ActionFCurves | bpy.types.ActionChannelbagFCurves:
+    data = datablock.animation_data or datablock.animation_data_create()
     if not hasattr(action, "slots"):
         data.action = action
         return action.fcurves
@@ -33,7 +46,7 @@ def shape_key_fcurves(
     handle = slot.handle if slot is not None and data.action is not None else None
     data.action = action
     same = [slot for slot in action.slots if slot.handle == handle]
-    data.action_slot = same[0] if same else action.slots.new(id_type="KEY", name=shape_keys.name)
+    data.action_slot = same[0] if same else action.slots.new(id_type=datablock.id_type, name=datablock.name)
     layer = action.layers[0] if len(action.layers) else action.layers.new("Layer")
     strip = layer.strips[0] if len(layer.strips) else layer.strips.new(type="KEYFRAME")
     return strip.channelbag(data.action_slot, ensure=True).fcurves

@@ -116,7 +116,7 @@ def _freeze_all(frame: float) -> None:
     placed = [np.array(obj.matrix_world, np.float64) for obj in objects]
     objects = meshes.freeze(objects, frame)
     for obj, matrix in zip(objects, placed, strict=True):
-        _place(obj, matrix)
+        place(obj, matrix)
     bpy.data.batch_remove([obj for obj in bpy.data.objects if obj not in set(objects)])
     bpy.data.batch_remove([*bpy.data.armatures, *bpy.data.actions])
     bpy.data.batch_remove([mesh for mesh in bpy.data.meshes if mesh.users == 0])
@@ -125,7 +125,7 @@ def _freeze_all(frame: float) -> None:
             bpy.context.scene.collection.objects.link(obj)
 
 
-def _place(obj: bpy.types.Object, matrix: np.ndarray) -> None:
+def place(obj: bpy.types.Object, matrix: np.ndarray) -> None:
     """Makes `matrix` [4, 4] the object's place in the world, without parent; what is sheared goes into the mesh."""
     obj.animation_data_clear()
     obj.constraints.clear()
@@ -215,6 +215,8 @@ def _save_fbx(path: str) -> None:
         use_selection=True,
         bake_anim_use_all_actions=False,
         bake_anim_use_nla_strips=False,
+        bake_anim_simplify_factor=0.0,  # 1, Blender's own, moves a rig's bones by several per cent
+        add_leaf_bones=False,
         path_mode="COPY",
         embed_textures=True,
     )

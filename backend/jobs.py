@@ -16,12 +16,14 @@ from backend.memory import PeakMemory
 from backend.motion.fit import needs_gaussians
 from backend.motion.settings import for_generated
 from backend.motion.settings import preset as fit_preset
+from backend.motion.skeleton import make_rig
+from backend.motion.skinning import SkinSettings
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings
 from backend.preview import write_preview
 from backend.prompts import check_motion
-from backend.protocol import JobSettings, Motion, Report, Subject, UserError, Video
+from backend.protocol import JobSettings, Motion, Report, Rig, Subject, UserError, Video
 from backend.stages import Progress, Stages, folder_digest
 
 log = logging.getLogger(__name__)
@@ -144,12 +146,15 @@ def _road(
             lambda step: steps.make_splats(job, subject, video.appearance, settings.seed, device),
             steps.save_splats,
         )
-    stages.run(
+    motion = stages.run(
         "motion",
         fit,
         Motion.load,
         lambda step: steps.make_motion(subject, video, matte, splats, fit, device, step),
         Motion.save,
     )
+    if settings.rig:
+        skin = SkinSettings()
+        stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)
     report.save(job / "report.json")
     return report

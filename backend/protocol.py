@@ -54,7 +54,7 @@ CAMERA_ELEVATION = 15.0  # degrees
 VIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # degrees; 0 looks at the front
 POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding box in position-coded views
 
-STAGES = ("capture", "video", "matte", "splats", "motion", "bake")
+STAGES = ("capture", "video", "matte", "splats", "motion", "rig", "bake")
 JOB_ENTRIES = (  # everything that either side writes into a job folder
     "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply", "motion.npz",
     "rig.npz", "backend.log", "blender.log",
@@ -155,10 +155,11 @@ class JobSettings:
     device: str = "auto"  # auto | cpu | cuda | mps
     weights: str = "starter"  # starter | animate3d | a folder
     memory: str = "auto"  # auto | fast | balanced | low: what the video model may use
+    rig: bool = False  # also write the motion as bones, `rig.npz`
     protocol: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str)):
+        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str), ("rig", bool)):
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise UserError(f"The setting {name} is not a value of the right kind.", "Start the job again.")

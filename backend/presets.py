@@ -7,16 +7,25 @@ from dataclasses import replace
 from backend.mv_vdm.sampling import SamplerSettings
 
 DRAFT_STEPS = 8  # a small model that predicts clean latents needs no more, and for a look a big one neither
-STANDARD_STEPS = 25
+# Fewest steps with which UniPC comes nearer to the exact solution than 25 of DDIM on all three closed-form problems of
+# `benchmarks/sampler.py`, under the released schedule and guidance; with 12 it no longer does under guidance.
+STANDARD_STEPS, STANDARD_SOLVER = 15, "unipc"
 
 
 def sampler_settings(preset: str, own: SamplerSettings) -> SamplerSettings:
     """How to sample a model, from how it wants to be sampled (`own`): its guidance and clamping are always kept.
 
-    draft: few steps in one pass. standard: one pass of the model's own steps. paper: DDIM, 25 steps, three passes.
+    draft: few steps in one pass. standard: the model's own steps and FreeInit passes, but instead of many steps fewer
+    of a better solver. paper: DDIM, 25 steps, three passes.
     """
     if preset == "paper":
         paper = SamplerSettings()
-        return replace(own, steps=paper.steps, freeinit_iterations=paper.freeinit_iterations, solver=paper.solver)
-    most = DRAFT_STEPS if preset == "draft" else STANDARD_STEPS
-    return replace(own, steps=min(own.steps, most), freeinit_iterations=1)
+        return replace(
+            own, steps=paper.steps, freeinit_iterations=paper.freeinit_iterations, solver=paper.solver,
+            coarse_to_fine=paper.coarse_to_fine,
+        )  # fmt: skip
+    if preset == "draft":
+        return replace(own, steps=min(own.steps, DRAFT_STEPS), freeinit_iterations=1)
+    if own.steps <= STANDARD_STEPS:
+        return own
+    return replace(own, steps=STANDARD_STEPS, solver=STANDARD_SOLVER)

@@ -28,7 +28,7 @@ from backend.mv_vdm.images import (
     vae_pixels,
     write_pictures,
 )
-from backend.mv_vdm.pipeline import MVVDM, ModelInfo
+from backend.mv_vdm.pipeline import MVVDM, ModelInfo, _read_tokenizer
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.mv_vdm.unet import MVVDMUNet
 from backend.protocol import condition_cameras
@@ -194,6 +194,24 @@ def test_negative_prompt_is_what_the_unconditional_half_is_told(position_model):
     assert torch.equal(silent[1].text[0], position_model.encode_prompt([""])[0][0])
     settings = dataclasses.replace(position_model.info.sampler, negative_prompt="swaying")
     assert not np.array_equal(generate(position_model, settings=settings), generate(position_model))
+
+
+def test_clips_own_tokenizer_is_read_and_filled_up_with_its_end(tmp_path):
+    """A folder as Stable Diffusion 1.5 has it, with a vocabulary of a few words."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    merges = ["c a", "ca t</w>"]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>"]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special |= {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(special))
+    ids = _read_tokenizer(tmp_path)(
+        ["A CAT", "a cat " * 9], padding="max_length", max_length=8, truncation=True, return_tensors="pt"
+    ).input_ids
+    start, end, a, cat = (vocabulary.index(word) for word in (*vocabulary[-2:], "a</w>", "cat</w>"))
+    assert ids.tolist() == [[start, a, cat, end, end, end, end, end], [start, a, cat, a, cat, a, cat, end]]
 
 
 def test_noise_is_drawn_in_the_released_order():

@@ -1,0 +1,30 @@
+"""What the presets mean for the sampler."""
+
+from dataclasses import replace
+
+import pytest
+
+from backend.mv_vdm.sampling import SamplerSettings
+from backend.presets import sampler_settings
+
+RELEASED = SamplerSettings()
+STARTER = SamplerSettings(steps=4, guidance_scale=1.0, freeinit_iterations=1, clean_clamp=3.0)
+
+
+def test_paper_is_the_released_pipeline_whatever_the_model_wants():
+    own = replace(STARTER, solver="dpm", coarse_to_fine=True)
+    assert sampler_settings("paper", own) == replace(RELEASED, guidance_scale=1.0, clean_clamp=3.0)
+    assert sampler_settings("paper", RELEASED) == RELEASED
+
+
+def test_standard_takes_fewer_steps_of_a_better_solver_and_keeps_freeinit():
+    assert sampler_settings("standard", RELEASED) == replace(RELEASED, steps=15, solver="unipc")
+
+
+def test_standard_leaves_a_model_that_wants_few_steps_alone():
+    assert sampler_settings("standard", STARTER) == STARTER
+
+
+@pytest.mark.parametrize(("own", "steps"), [(RELEASED, 8), (STARTER, 4)])
+def test_draft_is_one_short_pass(own, steps):
+    assert sampler_settings("draft", own) == replace(own, steps=steps, freeinit_iterations=1)

@@ -7,6 +7,7 @@ the motion is met. Works for every motion field, because only its positions are 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +26,14 @@ CHUNK = 4096  # points whose weights are solved at once
 class SkinSettings:
     """How a motion becomes bones; lengths in subject units."""
 
-    bones: int = 96  # to start from
-    large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
+    # Bones to start from, and the size of a part (bounding box diagonal) that has its own; the first that is enough.
+    starts: tuple[tuple[int, float], ...] = ((24, math.inf), (48, 0.04), (96, 0.04))
     samples: int = 2500  # vertices that bones and poses are found on
     influences: int = 4  # per vertex: what one set of glTF weights holds
     candidates: int = 8  # bones per vertex among which those are found
     tolerance: float = 0.007  # mean distance from the motion, of its mean displacement: a bit below 1 %
     rounds: int = 30  # of poses and weights in turn, at most
-    trial_rounds: int = 4  # with fewer bones: what doesn't get there soon costs more than it saves
+    trial_rounds: int = 6  # with fewer bones: what doesn't get there soon costs more than it saves
     smooth: float = 3e-4  # pull of the weights to their smooth start, where the motion doesn't decide
     fewer: float = 0.8  # each try has so many bones of the last
 
@@ -174,18 +175,21 @@ def fit_poses(points: Points) -> Skin:
     return Skin(centres, rotations, translations)
 
 
-def fit_skin(points: Points, rounds: int, settings: SkinSettings) -> tuple[Skin, float]:
+def fit_skin(points: Points, rounds: int, settings: SkinSettings, patient: bool = False) -> tuple[Skin, float]:
     """Poses and weights in turn -> the skin, and its mean distance from the motion, of the mean displacement.
 
-    Ends before `rounds` where it is within the tolerance.
+    Ends before `rounds` where it is within the tolerance and, unless `patient`, where it won't get there.
     """
-    skin = fit_poses(points)
+    skin, before = fit_poses(points), math.inf
     still = (points.moved - points.rest).norm(dim=-1)[1:].mean().clamp_min(STILL)
     for done in range(rounds + 1):
         bones, weights = solve_weights(points, skin, settings)
         off = (skinned(points.rest, bones, weights, skin) - points.moved).norm(dim=-1)[1:].mean()
-        if off < settings.tolerance * still or done == rounds:
+        goal = settings.tolerance * still
+        hopeless = not patient and (before - off) * (rounds - done) < off - goal  # each round gains less than the last
+        if off < goal or done == rounds or hopeless:
             break
+        before = float(off)
         skin = solve_poses(points, bones, weights, skin)
     return skin, float(off / still)
 
@@ -259,25 +263,27 @@ class _Moments:
 def decompose(
     rest: np.ndarray, offsets: np.ndarray, graph: SurfaceGraph, settings: SkinSettings
 ) -> tuple[Skin, np.ndarray, np.ndarray]:
-    """The skin with the fewest bones that meets the motion, and bones [V, K] int32 and weights [V, K] of all vertices.
+    """The skin with few bones that meets the motion, and bones [V, K] int32 and weights [V, K] of all vertices.
 
-    rest [V, 3] and offsets [F, V, 3] in subject space, `graph` of the same vertices. Where the tolerance can't be met
-    with all bones, they are what comes out.
+    rest [V, 3] and offsets [F, V, 3] in subject space, `graph` of the same vertices. Where the tolerance can't be met,
+    the last start's bones are what comes out.
     """
     chosen = _sample(graph, settings.samples)
-    bones = min(settings.bones, 1 + len(chosen) // 4)  # a bone has six unknowns, a vertex three
-    rig = build_rig(graph, bones, settings.large_part, torch.device("cpu"))
     place = torch.from_numpy(rest[chosen])
-    smooth = rig.weights(rest[chosen].astype(np.float64), graph.owner[chosen])
-    points = Points(place, place + torch.from_numpy(offsets[:, chosen]), smooth)
-    groups = merges(points, rig.links.numpy())
-    grouped, bones = groups[0], len(groups)
-    skin, error = fit_skin(points, settings.rounds, settings)
-    while error < settings.tolerance and (bones := int(bones * settings.fewer)) > 0:
-        fewer = groups[len(groups) - bones]
-        trial, error = fit_skin(_grouped(points, fewer), settings.trial_rounds, settings)
+    moved = place + torch.from_numpy(offsets[:, chosen])
+    for start, large_part in settings.starts:
+        count = min(start, 1 + len(chosen) // 4)  # a bone has six unknowns, a vertex three
+        rig = build_rig(graph, count, large_part, torch.device("cpu"))
+        points = Points(place, moved, rig.weights(rest[chosen].astype(np.float64), graph.owner[chosen]))
+        skin, error = fit_skin(points, settings.rounds, settings, patient=start == settings.starts[-1][0])
         if error < settings.tolerance:
-            skin, grouped = trial, fewer
+            break
+    groups = merges(points, rig.links.numpy())
+    grouped, left = groups[0], len(groups)
+    while error < settings.tolerance and (left := int(left * settings.fewer)) > 0:
+        trial, error = fit_skin(_grouped(points, groups[-left]), settings.trial_rounds, settings)
+        if error < settings.tolerance:
+            skin, grouped = trial, groups[-left]
     return skin, *_all_weights(rest, offsets, graph, rig, grouped, skin, settings)
 
 

@@ -16,6 +16,8 @@ those DDIM results over their own distance from frame 0, *pixels* the RMS differ
 8-bit steps, *truth* the distance to the true clip over that of standing still (position-coded models only).
 The starter predicts clean latents close to the mean of what can follow, nearly the same at each step, so few steps do
 as well as many: its table can show that a setting breaks nothing, not that a sharper model may do with as few.
+Where the last timestep keeps no signal, as the starter's, FreeInit forgets the earlier passes: further ones only change
+the noise, so rows of one and of three passes differ as two samples do.
 A network with random weights predicts noise of no distribution at all: its distances would mean nothing.
 """
 
@@ -204,7 +206,8 @@ def main() -> None:
     options = parser.parse_args()
     exact = closed_form_rows()
     show("Closed form: solver's error", exact)
-    report = {"closed_form": exact, "torch": torch.__version__}
+    report = {"date": time.strftime("%Y-%m-%d"), "device": options.device, "torch": torch.__version__}
+    report["closed_form"] = exact
     if options.clips:
         model = MVVDM.from_pretrained(options.weights, options.device)
         guidance = model.info.sampler.guidance_scale if options.guidance is None else options.guidance

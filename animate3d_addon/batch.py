@@ -14,7 +14,7 @@ from pathlib import Path
 
 import bpy
 
-from . import environment, files, job_folder, places
+from . import environment, files, job_folder, places, precheck, splat_output
 from .backend_process import BackendProcess, find_python, to_error
 from .bake import BakeSettings, bake_shape_keys
 from .bake_rig import bake_rig, skinned_by
@@ -186,6 +186,26 @@ class Road:
 
     def run(self) -> protocol.Report:
         """Raises `UserError`."""
+        return self._run_splats() if precheck.is_splats(self._source) else self._run_meshes()
+
+    def _run_splats(self) -> protocol.Report:
+        """Gaussians need no Blender: the backend looks at them and writes their frames."""
+        options, job = self._options, self._folder.path
+        process = self._backend.start()
+        source = protocol.SplatSource(options.up)
+        with self._stage("load"):
+            if not self._folder.start(self._identity(asdict(source))):
+                source.save(job, self._source)
+                self._folder.captured(self._identity(asdict(source)))
+        self._wait_hello(process)
+        options.job_settings().save(job)
+        process.send("run", job=str(job))
+        report = self._answer(process, "done")["report"]
+        with self._stage("export", process):
+            splat_output.export(job, options.output, options.frames, keep=bool(options.keep_job))
+        return self._complete(report)
+
+    def _run_meshes(self) -> protocol.Report:
         options, job = self._options, self._folder.path
         settings = options.job_settings()
         process = self._backend.start()  # gets ready while we read the file
@@ -217,13 +237,7 @@ class Road:
         return [result.object for result in baked]
 
     def _capture(self, objects: list[bpy.types.Object], settings: CaptureSettings) -> protocol.Subject:
-        identity = {
-            "protocol": protocol.PROTOCOL_VERSION,
-            "input": str(self._source),
-            "content": job_folder.digest(self._source),
-            "object": self._options.object,
-            "capture": asdict(settings),
-        }
+        identity = self._identity(asdict(settings))
         if self._folder.start(identity):
             return protocol.Subject.load(self._folder.path)
 
@@ -234,6 +248,16 @@ class Road:
         subject = capture(objects, self._folder.path, settings, progress)
         self._folder.captured(identity)
         return subject
+
+    def _identity(self, capture: dict) -> dict:
+        """What the folder's capture is of."""
+        return {
+            "protocol": protocol.PROTOCOL_VERSION,
+            "input": str(self._source),
+            "content": job_folder.digest(self._source),
+            "object": self._options.object,
+            "capture": capture,
+        }
 
     @contextlib.contextmanager
     def _stage(self, name: str, process: BackendProcess | None = None) -> Iterator[None]:

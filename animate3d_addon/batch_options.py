@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
+from . import precheck, splat_output
 from .shared import protocol
 
 INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply", ".stl")
@@ -33,6 +34,7 @@ class Options:
     frame_step: int = 3
     device: str = "auto"
     memory: str = "auto"
+    up: str = "z"  # of a file of Gaussians
     as_: str = "keys"  # what the motion becomes: keys | rig
     weights: str = "starter"
     keep_job: str = ""
@@ -76,13 +78,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--input", help=f"file to animate ({', '.join(INPUTS)}); without it the .blend that Blender opened")
     p.add_argument("--object", metavar="NAME", help="name of the object; without it everything that has a surface")
     p.add_argument("--prompt", help="one sentence: what moves, and how")
-    p.add_argument("--output", help=f"file to write ({', '.join(OUTPUTS)})")
+    p.add_argument("--output", help=f"file to write ({', '.join(OUTPUTS)}); of Gaussian splats the folder "
+                   "of the frames, or a .ply that their names begin with")  # fmt: skip
     p.add_argument("--preset", choices=protocol.PRESETS, help=f"speed or quality; {default.preset} by default")
     p.add_argument("--seed", type=int, metavar="N", help="another seed, another take; 0 by default")
     p.add_argument("--frames", type=int, metavar="N", help=f"frames of the motion; {default.frames} by default")
     p.add_argument("--start-frame", type=int, metavar="N", help="timeline frame of the first; 1 by default")
     p.add_argument("--frame-step", type=int, metavar="N", help="timeline frames from one to the next; 3 by default")
     p.add_argument("--as", dest="as_", choices=FORMS, help="what the motion becomes; shape keys by default")
+    p.add_argument("--up", choices=tuple(protocol.UP_AXES), help="where the top of a .ply of Gaussian splats is; "
+                   "z by default")  # fmt: skip
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
     p.add_argument("--memory", choices=protocol.MEMORY_MODES, help="how much the video model may use; auto by default")
     p.add_argument("--weights", metavar="W", help="starter (default), animate3d, or a model folder")
@@ -203,9 +208,29 @@ def check_options(options: Options, blend_open: str) -> None:
             raise protocol.UserError(f"{source.name} can't be read.", f"Readable are {', '.join(INPUTS)}.")
         if not source.is_file():
             raise protocol.UserError(f"There is no file {source}.", "Check the path.")
-    check_output(options.output, source)
+    if precheck.is_splats(source):
+        _check_splats(options, source)
+    else:
+        check_output(options.output, source)
     if options.report:
         check_writable(Path(options.report))
+
+
+def _check_splats(options: Options, source: Path) -> None:
+    precheck.check_splats(source)
+    protocol.SplatSource(options.up)
+    if options.as_ != "keys":
+        raise protocol.UserError("Gaussian splats can't hang on an armature.", "Leave --as away.")
+    if options.object:
+        raise protocol.UserError(f"{source.name} holds Gaussian splats, and no objects.", "Leave --object away.")
+    if not options.output:
+        raise protocol.UserError("There is no output folder.", "Name one with --output.")
+    if Path(options.output).suffix.lower() not in ("", ".ply"):
+        raise protocol.UserError(f"{Path(options.output).name} can't hold splats.", "Name a folder, or a .ply file.")
+    first = splat_output.frame_path(options.output, 0)
+    check_writable(first)
+    if first.absolute().resolve() == source.absolute().resolve():
+        raise protocol.UserError("The output would replace the input.", "Choose another output.")
 
 
 def check_output(output: str, source: Path) -> None:

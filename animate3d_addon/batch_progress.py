@@ -20,6 +20,7 @@ LABELS = {
     "splats": "building splats",
     "motion": "fitting the motion",
     "rig": "making bones",
+    "frames": "writing the frames",
     "bake": "baking",
     "export": "writing the file",
 }

@@ -16,7 +16,10 @@ from .shared import protocol
 
 COMPONENTS = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 ELEMENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-SPLAT_PROPERTIES = {"f_dc_0", "opacity", "scale_0", "rot_0"}
+SPLAT_PROPERTIES = (
+    *("f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"),
+    *("rot_0", "rot_1", "rot_2", "rot_3"),
+)
 FBX_MAGIC = b"Kaydara FBX Binary  \0\x1a\0"
 LARGEST_HEADER = 65536  # bytes of a .ply header; a splat file's has about 2000
 
@@ -220,8 +223,31 @@ class _Gltf:
             seen.add(index)
 
 
-def _check_ply(path: Path) -> None:
-    """A mesh: splats and bare points are other things in files of the same name."""
+def is_splats(path: Path) -> bool:
+    """Whether the file is a .ply that means to hold Gaussians, complete or not; never raises."""
+    if path.suffix.lower() != ".ply" or not path.is_file():
+        return False
+    try:
+        counts, properties = _ply_elements(path)
+    except (OSError, protocol.UserError):
+        return False
+    # Point clouds may have an opacity too.
+    return not counts.get("face") and bool(properties.get("vertex", set()) & set(SPLAT_PROPERTIES) - {"opacity"})
+
+
+def check_splats(path: Path) -> None:
+    """Raises `UserError` where properties of the Gaussians are missing."""
+    _, properties = _ply_elements(path)
+    missing = [name for name in ("x", "y", "z", *SPLAT_PROPERTIES) if name not in properties["vertex"]]
+    if missing:
+        raise protocol.UserError(
+            f"“{path.name}” lacks properties that Gaussian splats have: {', '.join(missing)}.",
+            "Export it as a complete 3DGS .ply file.",
+        )
+
+
+def _ply_elements(path: Path) -> tuple[dict[str, int], dict[str, set[str]]]:
+    """How many of each element there are, and the names of its properties. Raises `UserError`."""
     with path.open("rb") as file:
         head = file.read(LARGEST_HEADER)
     end = head.find(b"end_header")
@@ -240,15 +266,25 @@ def _check_ply(path: Path) -> None:
                 pass
             case _:  # Blender's reader doesn't stop here, and crashes later
                 raise damaged(path, "its header has a line that means nothing")
-    if not counts.get("vertex") or not properties["vertex"] >= {"x", "y", "z"}:
+    return counts, properties
+
+
+def _check_ply(path: Path) -> None:
+    """A mesh: splats and bare points are other things in files of the same name."""
+    counts, properties = _ply_elements(path)
+    if not counts.get("vertex") or "vertex" not in properties:
+        raise damaged(path, "it has no vertices")
+    if "packed_position" in properties["vertex"]:
+        raise protocol.UserError(f"“{path.name}” holds packed Gaussian splats.", "Export it as an unpacked 3DGS .ply.")
+    if not properties["vertex"] >= {"x", "y", "z"}:
         raise damaged(path, "it has no vertices")
     if counts.get("face"):
         if not properties["face"] & {"vertex_indices", "vertex_index"}:
             raise damaged(path, "its faces have no vertices")
         return
-    if properties["vertex"] >= SPLAT_PROPERTIES:
+    if is_splats(path):
         raise protocol.UserError(
-            f"“{path.name}” holds Gaussian splats; splats as input come in a later version.", "Use a mesh."
+            f"“{path.name}” holds Gaussian splats, which are no mesh.", "Animate them from the command line."
         )
     raise protocol.UserError(f"“{path.name}” has points but no faces.", "Use a mesh.")
 

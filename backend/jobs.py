@@ -23,7 +23,8 @@ from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings
 from backend.preview import write_preview
 from backend.prompts import check_motion
-from backend.protocol import JobSettings, Motion, Report, Rig, Subject, UserError, Video
+from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
+from backend.splats.views import ViewSettings, make_subject
 from backend.stages import Progress, Stages, folder_digest
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,9 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     Raises:
         UserError: the job can't be done; anything else is a fault of ours.
     """
-    settings, subject = JobSettings.load(job), Subject.load(job)
+    settings = JobSettings.load(job)
     try:
-        return _road(job, settings, subject, progress, models, peak, tell)
+        return _road(job, settings, progress, models, peak, tell)
     except Exception as error:
         smaller = next_smaller(MODES.get(settings.memory, models.mode))
         if smaller is None or not devices.is_out_of_memory(error):
@@ -99,7 +100,7 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     models.forget()
     sentence = f"There was not enough memory; trying once more in the mode {smaller.name}, which needs less."
     tell("notice", message=sentence)
-    return _road(job, replace(settings, memory=smaller.name), subject, progress, models, peak, tell)
+    return _road(job, replace(settings, memory=smaller.name), progress, models, peak, tell)
 
 
 def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]:
@@ -114,9 +115,9 @@ def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]
     return folder, info, devices.pick(settings.device), check_motion(settings.prompt, info.motions)
 
 
-def _road(
-    job: Path, settings: JobSettings, subject: Subject, progress: Progress, models: Models, peak: PeakMemory, tell: Tell
-) -> Report:
+def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, peak: PeakMemory, tell: Tell) -> Report:
+    source = SplatSource.load(job)
+    subject = Subject.load(job) if source is None else None
     folder, info, device, prompt = _prepare(settings)
     sampler, fit = sampler_settings(settings.preset, info.sampler), for_generated(fit_preset(settings.preset))
     report = Report(
@@ -125,7 +126,13 @@ def _road(
         settings={**asdict(settings), "sampler": asdict(sampler), "fit": asdict(fit)},
         versions=devices.versions(),
     )
-    stages = Stages(job, folder_digest(job / "subject", (".json", ".npz", ".png")), progress, peak, report)
+    captured = (".json", ".npz", ".png") if source is None else (".ply",)
+    stages = Stages(job, folder_digest(job / "subject", captured), progress, peak, report)
+    if source is not None:
+        seen_as = (source, info.appearance, ViewSettings())
+        subject = stages.run(
+            "capture", seen_as, Subject.load, lambda step: make_subject(job, source, info.appearance), Subject.save
+        )
 
     def make_video(step: steps.Step) -> Video:
         model = models.get(folder, device, settings.memory)
@@ -153,8 +160,16 @@ def _road(
         lambda step: steps.make_motion(subject, video, matte, splats, fit, device, step),
         Motion.save,
     )
-    if settings.rig:
+    if settings.rig or source is not None:
         skin = SkinSettings()
-        stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)
+        rig = stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)
+    if source is not None:
+        stages.run(
+            "frames",
+            (),
+            lambda job: steps.check_frames(job, settings.frames),
+            lambda step: steps.make_frames(job, motion, rig, step),
+            lambda nothing, job: None,
+        )
     report.save(job / "report.json")
     return report

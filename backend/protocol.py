@@ -37,6 +37,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -54,10 +55,16 @@ CAMERA_ELEVATION = 15.0  # degrees
 VIEW_AZIMUTHS = (0.0, 90.0, 180.0, 270.0)  # degrees; 0 looks at the front
 POSITION_CODE_RANGE = (0.1, 0.9)  # colours of the two ends of the rest bounding box in position-coded views
 
-STAGES = ("capture", "video", "matte", "splats", "motion", "rig", "bake")
+UP_AXES = {  # of a file of Gaussians: the matrix from z up to the file's axes; the front looks along -y, +z, -z
+    "z": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "y": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0)),
+    "y-down": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
+}
+
+STAGES = ("capture", "video", "matte", "splats", "motion", "rig", "frames", "bake")
 JOB_ENTRIES = (  # everything that either side writes into a job folder
     "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply", "motion.npz",
-    "rig.npz", "backend.log", "blender.log",
+    "rig.npz", "frames", "backend.log", "blender.log",
 )  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -272,6 +279,44 @@ class Subject:
 
     _ARRAYS = ("vertices", "faces", "weld", "to_world", "condition_c2w", "appearance_c2w")
     _PLAIN = ("object_names", "object_counts", "condition_size", "appearance_size", "fovy")
+
+
+@dataclass(frozen=True)
+class SplatSource:
+    """A file of Gaussians in the place of an object; `subject/splats.ply`, and how it stands. The backend captures it.
+
+    World space is the file's own space then.
+    """
+
+    up: str = "z"  # z | y | y-down: where the file's top is
+
+    def __post_init__(self) -> None:
+        if self.up not in UP_AXES:
+            raise UserError(f"“{self.up}” is no direction.", f"Up can be {', '.join(UP_AXES)}.")
+
+    @staticmethod
+    def path(job: Path) -> Path:
+        return Path(job) / "subject" / "splats.ply"
+
+    @property
+    def upright(self) -> np.ndarray:
+        """The rotation [4, 4] float64 from z up and the front towards -y to the file's axes."""
+        to_file = np.eye(4)
+        to_file[:3, :3] = UP_AXES[self.up]
+        return to_file
+
+    def save(self, job: Path, file: Path) -> None:
+        """Copies the file, so that the job stands alone."""
+        self.path(job).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, self.path(job))
+        write_json(Path(job) / "subject" / "source.json", {"up": self.up})
+
+    @classmethod
+    def load(cls, job: Path) -> SplatSource | None:
+        """None where the job is about meshes. Raises `UserError` where the file is damaged."""
+        if not cls.path(job).exists():
+            return None
+        return cls(str(read_json(Path(job) / "subject" / "source.json").get("up")))
 
 
 @dataclass(frozen=True)

@@ -109,5 +109,7 @@ def folder_digest(folder: Path, suffixes: tuple[str, ...]) -> str:
     for path in sorted(folder.iterdir()):
         if path.suffix in suffixes:
             total.update(f"{path.name}|{path.stat().st_size}|".encode())
-            total.update(path.read_bytes())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
     return total.hexdigest()

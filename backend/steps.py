@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,23 @@ from backend.motion.matte import key_matte
 from backend.motion.settings import FitSettings
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.sampling import SamplerSettings
-from backend.protocol import JobSettings, Motion, Subject, UserError, Video, position_code, read_npz, write_npz
+from backend.protocol import (
+    JobSettings,
+    Motion,
+    Rig,
+    SplatSource,
+    Subject,
+    UserError,
+    Video,
+    position_code,
+    read_npz,
+    write_npz,
+)
 from backend.splats.appearance import refine_shape, solve_colors
+from backend.splats.frames import frame_path, write_frames
 from backend.splats.gaussians import Gaussians, from_mesh
 from backend.splats.ply import write_ply
+from backend.splats.views import load_rows, open_source, thinned
 
 Step = Callable[[int, int], None]  # step, steps
 
@@ -104,14 +117,18 @@ def make_motion(
     step: Step,
 ) -> Motion:
     """The offsets of all vertices in world units. Raises `UserError` where the fit finds no motion in the video."""
-    offsets = fit_motion(subject, splats, video, matte, fit, device, step) @ subject.to_world[:3, :3].T
+    offsets = fit_motion(subject, splats, video, matte, fit, device, step)
+    for frame, moved in enumerate(offsets):  # one by one: there may be millions of Gaussians
+        offsets[frame] = moved @ subject.to_world[:3, :3].T
     if not np.isfinite(offsets).all():
         raise UserError("No motion could be read off the generated video.", "Try another seed or another prompt.")
-    return Motion(offsets.astype(np.float32))
+    return Motion(offsets.astype(np.float32, copy=False))
 
 
 def make_splats(job: Path, subject: Subject, appearance: str, seed: int, device: torch.device) -> Gaussians:
     """Gaussians on the mesh, in its colours or in its position code, with sizes that reproduce the silhouette."""
+    if not len(subject.faces):
+        return _own_splats(job, subject, appearance).to(device)
     vertices = torch.from_numpy(subject.vertices)
     gaussians = from_mesh(vertices, torch.from_numpy(subject.faces).long(), SPLATS, seed)
     kind = "appearance" if appearance == "color" else "position"
@@ -125,6 +142,27 @@ def make_splats(job: Path, subject: Subject, appearance: str, seed: int, device:
     return refine_shape(gaussians.with_colors(torch.from_numpy(code)), images, c2w, subject.fovy)
 
 
+def _own_splats(job: Path, subject: Subject, appearance: str) -> Gaussians:
+    """Some of the Gaussians that the job is about."""
+    gaussians, _ = thinned(open_source(job), load_rows(job), subject.to_world, SPLATS)
+    if appearance == "color":
+        return gaussians
+    return gaussians.with_colors(torch.from_numpy(position_code(gaussians.means.numpy(), *subject.box)))
+
+
+def make_frames(job: Path, motion: Motion, rig: Rig, step: Step) -> int:
+    """Writes the moving Gaussians, a file per frame; returns how many."""
+    write_frames(job, open_source(job), load_rows(job), motion, rig, step)
+    return len(motion.offsets)
+
+
+def check_frames(job: Path, frames: int) -> int:
+    """How many frames there are. Raises `UserError` where one is missing."""
+    if not all(frame_path(job, frame).is_file() for frame in range(frames)):
+        raise UserError("Frames of the moving Gaussians are missing.", "Start the job again.")
+    return frames
+
+
 def save_splats(gaussians: Gaussians, job: Path) -> None:
     """`splats.npz`, which remembers the triangles, and `splats.ply` for other programs."""
     values = {name: value for name, value in vars(gaussians).items() if value is not None}
@@ -135,4 +173,6 @@ def save_splats(gaussians: Gaussians, job: Path) -> None:
 def load_splats(job: Path) -> Gaussians:
     """Raises `UserError` where the file is missing or damaged."""
     names = tuple(field.name for field in fields(Gaussians))
+    if SplatSource.path(job).exists():
+        names = tuple(field.name for field in fields(Gaussians) if field.default is MISSING)  # bound to no mesh
     return Gaussians(**{name: torch.from_numpy(value) for name, value in read_npz(job / "splats.npz", names).items()})

@@ -109,7 +109,8 @@ def fit_by_correspondence(
 def _rest_samples(subject: protocol.Subject, count: int) -> np.ndarray:
     """Points [M, 3] float64 all over the rest surface; the vertices where there are no faces."""
     if not len(subject.faces):
-        return subject.vertices.astype(np.float64)
+        chosen = np.random.default_rng(0).permutation(len(subject.vertices))[:count]
+        return subject.vertices[chosen].astype(np.float64)
     face, barycentric = sample_surface(subject.vertices, subject.faces, count)
     return (barycentric[..., None] * subject.vertices[subject.faces[face]].astype(np.float64)).sum(axis=1)
 

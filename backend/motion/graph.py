@@ -13,6 +13,7 @@ MAX_NODES = 6000  # 64 geodesic searches over this many take about a second
 MAX_EDGE = 0.08  # longer edges are split, so that the large faces of a plain box can bend and carry weights
 MAX_COMPONENTS = 1000  # beyond these, parts are grouped by place alone ("dust")
 NEIGHBOURS = 8
+MAX_GAP = 2.5  # of the usual distance between neighbours: points farther apart don't touch
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SurfaceGraph:
 
 def build_graph(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray, max_nodes: int = MAX_NODES) -> SurfaceGraph:
     """Graph of vertices [V, 3], triangles [T, 3] and weld [V] (index of the distinct position of each vertex)."""
+    if not len(faces):
+        return _point_graph(vertices.astype(np.float64), max_nodes)
     first = np.unique(weld, return_index=True)[1]
     points, triangles = split_long_edges(vertices[first].astype(np.float64), weld[faces], max_nodes)
     start, end = edges_of(triangles)
@@ -38,6 +41,35 @@ def build_graph(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray, max_n
     crossing = cell[start] != cell[end]
     edges = _adjacency(nodes, cell[start][crossing], cell[end][crossing])
     return SurfaceGraph(nodes, edges, part[picked], cell[weld], _nearest_along(edges, nodes))
+
+
+def _point_graph(points: np.ndarray, max_nodes: int) -> SurfaceGraph:
+    """Graph of points without faces: cells of space, each connected to those around it; islands to the nearest."""
+    cell = _cluster(points, np.zeros(len(points), np.int64), max_nodes)
+    count = np.bincount(cell)[:, None]
+    nodes = np.stack([np.bincount(cell, points[:, axis]) for axis in range(3)], axis=1) / count
+    reach, near = cKDTree(nodes).query(nodes, k=min(1 + NEIGHBOURS, len(nodes)))
+    reach, near = reach.reshape(len(nodes), -1), near.reshape(len(nodes), -1)
+    start = np.repeat(np.arange(len(nodes)), near.shape[1])
+    close = (reach.ravel() > 0) & (reach.ravel() < MAX_GAP * np.median(reach[:, 1:2]) if len(nodes) > 1 else False)
+    edges = _adjacency(nodes, start[close], near.ravel()[close])
+    edges = _bridged(nodes, edges)
+    return SurfaceGraph(nodes, edges, np.zeros(len(nodes), np.int64), cell, _nearest_along(edges, nodes))
+
+
+def _bridged(nodes: np.ndarray, edges: csr_matrix) -> csr_matrix:
+    """The graph as one: each part is joined to the largest one where they are nearest."""
+    count, part = connected_components(edges, directed=False)
+    if count == 1:
+        return edges
+    is_body = part == np.bincount(part).argmax()
+    body, others = np.flatnonzero(is_body), np.flatnonzero(~is_body)
+    away, nearest = cKDTree(nodes[body]).query(nodes[others])
+    order = np.argsort(away)
+    first = order[np.unique(part[others][order], return_index=True)[1]]  # of each part its nearest node
+    old = edges.tocoo()
+    start, end = np.concatenate([old.row, others[first]]), np.concatenate([old.col, body[nearest[first]]])
+    return _adjacency(nodes, start, end)
 
 
 def split_long_edges(points: np.ndarray, triangles: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:

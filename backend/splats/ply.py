@@ -1,8 +1,13 @@
 """Gaussians from and to the usual 3DGS .ply file (the layout of the first 3DGS code and of most viewers).
 
-Colours are kept as degree 0 of the spherical harmonics; higher degrees in a file are dropped.
+`SplatFile` looks at a file of any size without reading it whole; `Gaussians` keep degree 0 of the colours' spherical
+harmonics alone, files that are written as frames of a motion keep all that their source has.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +16,59 @@ import torch
 from .gaussians import Gaussians
 
 SH_C0 = 0.28209479177387814
+SH_COEFFICIENTS = (0, 9, 24, 45)  # possible numbers of `f_rest_*` properties: degrees 0 to 3
+LARGEST_HEADER = 1 << 16  # bytes
 _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
     "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
     "float32": "f4", "float64": "f8",
 }  # fmt: skip
-_POSITION = ("x", "y", "z")
-_COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
-_SCALE = ("scale_0", "scale_1", "scale_2")
-_ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
-_WANTED = (*_POSITION, *_COLOR, "opacity", *_SCALE, *_ROTATION)
-_WRITTEN = (*_POSITION, "nx", "ny", "nz", *_COLOR, "opacity", *_SCALE, *_ROTATION)
+POSITION = ("x", "y", "z")
+COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
+SCALE = ("scale_0", "scale_1", "scale_2")
+ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")  # w, x, y, z
+_WANTED = (*POSITION, *COLOR, "opacity", *SCALE, *ROTATION)
+_WRITTEN = (*POSITION, "nx", "ny", "nz", *COLOR, "opacity", *SCALE, *ROTATION)
+
+
+@dataclass(frozen=True)
+class SplatFile:
+    """A .ply of N Gaussians, looked at in place."""
+
+    table: np.ndarray  # [N] structured, memory-mapped where the file is binary
+    name: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> SplatFile:
+        """Raises ValueError: not a .ply of Gaussians (the sentence names what is missing), or cut short."""
+        path = Path(path)
+        with path.open("rb") as file:
+            head = file.read(LARGEST_HEADER)
+        encoding, count, fields, body = _read_header(head, path.name)
+        missing = [name for name in _WANTED if name not in dict(fields)]
+        if missing:
+            raise ValueError(f"{path.name} is not a 3D Gaussian file: it lacks {', '.join(missing)}.")
+        return cls(_rows(path, body, encoding, count, fields), path.name)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def rest_names(self) -> tuple[str, ...]:
+        """The higher colour coefficients, in order: all of red, then green, then blue.
+
+        Raises ValueError where they make no whole degrees.
+        """
+        names = {name for name in self.table.dtype.names if name.startswith("f_rest_")}
+        ordered = tuple(f"f_rest_{k}" for k in range(len(names)))
+        if len(names) not in SH_COEFFICIENTS or set(ordered) != names:
+            raise ValueError(f"{self.name} has {len(names)} higher colour coefficients, where 0, 9, 24 or 45 fit.")
+        return ordered
+
+    def columns(self, names: Sequence[str], rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """[n, K] float32 of some rows; infinities and the like are left as they are."""
+        part = self.table[rows]
+        return np.stack([np.asarray(part[name], np.float32) for name in names], axis=-1)
 
 
 def write_ply(path: str | Path, gaussians: Gaussians) -> None:
@@ -37,9 +84,16 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
         torch.nn.functional.normalize(g.quats, dim=-1),
     ]
     table = torch.cat([c.detach().cpu().double() for c in columns], 1).numpy().astype("<f4")
-    properties = "".join(f"property float {name}\n" for name in _WRITTEN)
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n{properties}end_header\n"
-    Path(path).write_bytes(header.encode("ascii") + table.tobytes())
+    layout = np.dtype([(name, "<f4") for name in _WRITTEN])
+    Path(path).write_bytes(header(layout, len(table)) + table.tobytes())
+
+
+def header(layout: np.dtype, count: int) -> bytes:
+    """The header of a binary file whose rows have this little-endian layout."""
+    words = {"i1": "char", "u1": "uchar", "i2": "short", "u2": "ushort", "i4": "int", "u4": "uint",
+             "f4": "float", "f8": "double"}  # fmt: skip
+    lines = [f"property {words[layout[name].str[1:]]} {name}\n" for name in layout.names]
+    return f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{''.join(lines)}end_header\n".encode("ascii")
 
 
 def read_ply(path: str | Path) -> Gaussians:
@@ -48,17 +102,22 @@ def read_ply(path: str | Path) -> Gaussians:
     Raises:
         ValueError: not a .ply of Gaussians (the sentence names what is missing), cut short, or empty.
     """
-    data = Path(path).read_bytes()
-    encoding, count, fields, body = _read_header(data, Path(path).name)
-    missing = [name for name in _WANTED if name not in dict(fields)]
-    if missing:
-        raise ValueError(f"{Path(path).name} is not a 3D Gaussian file: it lacks {', '.join(missing)}.")
-    table = _read_rows(data[body:], encoding, count, fields, Path(path).name)
-    columns = np.stack([np.asarray(table[name], np.float64) for name in _WANTED], 1)
+    source = SplatFile.open(path)
+    columns = source.columns(_WANTED)
     columns = columns[np.isfinite(columns).all(1)]
     if len(columns) == 0:
-        raise ValueError(f"{Path(path).name} holds no Gaussians.")
-    position, color, opacity, scale, rotation = torch.from_numpy(columns).split([3, 3, 1, 3, 4], 1)
+        raise ValueError(f"{source.name} holds no Gaussians.")
+    return from_columns(columns)
+
+
+def read_rows(source: SplatFile, rows: np.ndarray) -> Gaussians:
+    """Free Gaussians of some rows, which must be finite."""
+    return from_columns(source.columns(_WANTED, rows))
+
+
+def from_columns(columns: np.ndarray) -> Gaussians:
+    """Rows as they are in a file, [N, 14] in the order x y z, f_dc, opacity, scale, rot."""
+    position, color, opacity, scale, rotation = torch.from_numpy(columns).double().split([3, 3, 1, 3, 4], 1)
     return Gaussians(
         position.float(),
         torch.nn.functional.normalize(rotation, dim=-1).float(),
@@ -88,22 +147,30 @@ def _read_header(data: bytes, name: str) -> tuple[str, int, list[tuple[str, str]
             if len(words) != 3 or words[1] not in _TYPES:
                 raise ValueError(f"{name} has a vertex property that is not a number: {' '.join(words[1:])}.")
             fields.append((words[2], _TYPES[words[1]]))
+    if len({field for field, _ in fields}) < len(fields):
+        raise ValueError(f"{name} names a vertex property twice.")
     return encoding, count, fields, data.index(b"\n", end) + 1 if b"\n" in data[end:] else len(data)
 
 
-def _read_rows(rows: bytes, encoding: str, count: int, fields: list[tuple[str, str]], name: str) -> np.ndarray:
-    """The vertex table as a structured array, or as one indexed by name."""
-    short = f"{name} is cut short: its header promises {count} Gaussians."
+def _rows(path: Path, body: int, encoding: str, count: int, fields: list[tuple[str, str]]) -> np.ndarray:
+    """The vertex table as a structured array."""
+    short = f"{path.name} is cut short: its header promises {count} Gaussians."
     if encoding in ("binary_little_endian", "binary_big_endian"):
         order = "<" if encoding == "binary_little_endian" else ">"
         layout = np.dtype([(field, order + kind) for field, kind in fields])
-        if len(rows) < count * layout.itemsize:
+        if path.stat().st_size - body < count * layout.itemsize:
             raise ValueError(short)
-        return np.frombuffer(rows, layout, count)
+        return np.memmap(path, layout, "r", body, (count,)) if count else np.zeros(0, layout)
     if encoding != "ascii":
-        raise ValueError(f"{name} has an unknown encoding: {encoding or 'none named'}.")
-    numbers = rows.split(None, count * len(fields))[: count * len(fields)]
+        raise ValueError(f"{path.name} has an unknown encoding: {encoding or 'none named'}.")
+    numbers = path.read_bytes()[body:].split(None, count * len(fields))[: count * len(fields)]
     if len(numbers) < count * len(fields):
         raise ValueError(short)
-    values = np.array(numbers, np.float64).reshape(count, len(fields))
-    return np.rec.fromarrays(values.T, names=[field for field, _ in fields])
+    try:
+        values = np.array(numbers, np.float64).reshape(count, len(fields))
+    except ValueError:
+        raise ValueError(f"{path.name} has rows that are no numbers.") from None
+    table = np.zeros(count, np.dtype([(field, "<" + kind) for field, kind in fields]))
+    for k, (field, _) in enumerate(fields):
+        table[field] = values[:, k]
+    return table

@@ -13,6 +13,7 @@ from backend.motion.rotations import matrix_to_quaternion
 from backend.motion.skinning import Skin, SkinSettings, decompose
 from backend.protocol import Motion, Rig, Subject
 
+SEEN = 200_000  # vertices that decide on the tree and the joints, at most
 APART = 10.0  # a gap between two bones that share no vertex counts so many times its length
 MIN_LENGTH = 0.03  # of a bone, subject units
 MIDDLE = 0.2  # of the half extent: what is nearer to the middle is called neither left nor right, neither top nor …
@@ -22,19 +23,18 @@ LONGEST_NAME = 40  # characters taken of an object's name; Blender's bones have 
 
 def make_rig(subject: Subject, motion: Motion, settings: SkinSettings = DEFAULT) -> Rig:
     """A skeleton, skin weights and poses that move the subject's vertices as the motion does."""
-    scale_and_turn = subject.to_world[:3, :3]
-    offsets = np.empty_like(motion.offsets)
-    for frame, moved in enumerate(motion.offsets):  # one by one: bounds memory
-        offsets[frame] = moved @ np.linalg.inv(scale_and_turn).T
+    to_subject = np.linalg.inv(subject.to_world[:3, :3]).T.astype(np.float32)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
-    skin, bones, weights = decompose(subject.vertices, offsets, graph, settings)
-    parents, order = _tree(subject.vertices, bones, weights, len(skin.centres))
-    new_number = np.argsort(order)
-    bones, skin = new_number[bones], Skin(skin.centres[order], skin.rotations[:, order], skin.translations[:, order])
-    heads, tails = _place(subject.vertices, bones, weights, parents)
-    return _in_world(
-        subject, skin, _names(subject, heads, tails, bones, weights), heads, tails, parents, bones, weights
+    skin, bones, weights = decompose(
+        subject.vertices, lambda chosen: motion.offsets[:, chosen] @ to_subject, graph, settings
     )
+    some = np.random.default_rng(0).permutation(len(bones))[:SEEN]
+    parents, order = _tree(subject.vertices[some], bones[some], weights[some], len(skin.centres))
+    bones = np.argsort(order).astype(np.int32)[bones]
+    skin = Skin(skin.centres[order], skin.rotations[:, order], skin.translations[:, order])
+    heads, tails = _place(subject.vertices[some], bones[some], weights[some], parents)
+    names = _names(subject, heads, tails, some, bones[some], weights[some])
+    return _in_world(subject, skin, names, heads, tails, parents, bones, weights)
 
 
 def _tree(vertices: np.ndarray, bones: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,12 +90,15 @@ def _place(
 
 
 def _names(
-    subject: Subject, heads: np.ndarray, tails: np.ndarray, bones: np.ndarray, weights: np.ndarray
+    subject: Subject, heads: np.ndarray, tails: np.ndarray, some: np.ndarray, bones: np.ndarray, weights: np.ndarray
 ) -> tuple[str, ...]:
-    """“Root”, “Top Front.L”, “Top Front 2.L” …: where a bone is; before that, its object where there are several."""
+    """“Root”, “Top Front.L”, “Top Front 2.L” …: where a bone is; before that, its object where there are several.
+
+    bones, weights [n, K] of the vertices `some` [n].
+    """
     low, high = subject.box
     place = (0.5 * (heads + tails) - 0.5 * (low + high)) / np.maximum(0.5 * (high - low), 1e-6)
-    owner = np.repeat(np.arange(len(subject.object_counts)), subject.object_counts)
+    owner = np.searchsorted(np.cumsum(subject.object_counts), some, side="right")
     share = np.zeros((len(heads), len(subject.object_counts)))
     for k in range(bones.shape[1]):
         np.add.at(share, (bones[:, k], owner), weights[:, k])
@@ -139,7 +142,7 @@ def _in_world(
         heads=heads @ linear.T + subject.to_world[:3, 3],
         tails=tails @ linear.T + subject.to_world[:3, 3],
         parents=parents,
-        bones=bones.astype(np.int32),
+        bones=bones,
         weights=weights,
         quats=_same_side(quats),
         translations=(moved - heads) @ linear.T,

@@ -8,6 +8,7 @@ the motion is met. Works for every motion field, because only its positions are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from backend.motion.rotations import nearest_rotation_svd
 
 STILL = 1e-5  # mean displacement in subject units: what moves less doesn't move
 CHUNK = 4096  # points whose weights are solved at once
+
+Offsets = Callable[[np.ndarray | slice], np.ndarray]  # some vertices -> [F, n, 3] float32: there may be millions
 
 
 @dataclass(frozen=True)
@@ -261,16 +264,16 @@ class _Moments:
 
 
 def decompose(
-    rest: np.ndarray, offsets: np.ndarray, graph: SurfaceGraph, settings: SkinSettings
+    rest: np.ndarray, offsets: Offsets, graph: SurfaceGraph, settings: SkinSettings
 ) -> tuple[Skin, np.ndarray, np.ndarray]:
     """The skin with few bones that meets the motion, and bones [V, K] int32 and weights [V, K] of all vertices.
 
-    rest [V, 3] and offsets [F, V, 3] in subject space, `graph` of the same vertices. Where the tolerance can't be met,
+    rest [V, 3] and offsets in subject space, `graph` of the same vertices. Where the tolerance can't be met,
     the last start's bones are what comes out.
     """
     chosen = _sample(graph, settings.samples)
     place = torch.from_numpy(rest[chosen])
-    moved = place + torch.from_numpy(offsets[:, chosen])
+    moved = place + torch.from_numpy(offsets(chosen))
     for start, large_part in settings.starts:
         count = min(start, 1 + len(chosen) // 4)  # a bone has six unknowns, a vertex three
         rig = build_rig(graph, count, large_part, torch.device("cpu"))
@@ -301,7 +304,7 @@ def _grouped(points: Points, group: np.ndarray) -> Points:
 
 def _all_weights(
     rest: np.ndarray,
-    offsets: np.ndarray,
+    offsets: Offsets,
     graph: SurfaceGraph,
     rig: Rig,
     group: np.ndarray,
@@ -315,7 +318,7 @@ def _all_weights(
         s = slice(k, k + CHUNK)
         place = torch.from_numpy(rest[s])
         smooth = rig.weights(rest[s].astype(np.float64), graph.owner[s])
-        points = _grouped(Points(place, place + torch.from_numpy(offsets[:, s]), smooth), group)
+        points = _grouped(Points(place, place + torch.from_numpy(offsets(s)), smooth), group)
         found = solve_weights(points, skin, settings)
         bones[s], weights[s] = found[0].numpy(), found[1].numpy()
     return bones, weights

@@ -104,7 +104,8 @@ def test_networks_of_any_size_are_checked(unet_set, tmp_path):
     report = tmp_path / "report.json"
     assert main(["--unet-set", str(unet_set), "--report", str(report)]) == 0
     rows = json.loads(report.read_text())["rows"]
-    assert len(rows) == 10 and {row["error"] for row in rows} == {0.0}
+    assert len(rows) == 10
+    assert max(row["error"] for row in rows) < 1e-6  # zero on some machines: threads may split a sum in two ways
 
 
 @pytest.mark.parametrize(

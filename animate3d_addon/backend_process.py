@@ -88,9 +88,9 @@ class BackendProcess:
         threading.Thread(target=self._read, name="backend stdout", daemon=True).start()
 
     @classmethod
-    def start(cls, python: str, log: Path) -> BackendProcess:
+    def start(cls, python: str, log: Path, environment: Mapping[str, str] | None = None) -> BackendProcess:
         """Starts the backend; `wait_hello` (or the first polled message) says whether it is usable."""
-        return cls(command(python), log)
+        return cls(command(python), log, environment)
 
     @property
     def pid(self) -> int:

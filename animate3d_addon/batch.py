@@ -113,7 +113,7 @@ class Backend:
         if self._process is None or not self._process.alive:
             own = environment.python_of(places.environment())
             python = find_python(bool(bpy.app.binary_path), own=own)
-            self._process = BackendProcess.start(python, self._logs / "backend.log")
+            self._process = BackendProcess.start(python, self._logs / "backend.log", places.backend_environment())
         return self._process
 
 

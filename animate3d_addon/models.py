@@ -32,8 +32,8 @@ def folder_of(weights: str, home: Path) -> Path:
     """
     if weights not in ("starter", "animate3d"):
         return Path(weights)
-    fetched = home / weights
-    return fetched if (fetched / CARD).is_file() else SOURCE / "weights" / weights
+    comes_along = weights == "starter" and not (home / weights / CARD).is_file()
+    return SOURCE / "weights" / weights if comes_along else home / weights
 
 
 def is_installed(weights: str, home: Path) -> bool:

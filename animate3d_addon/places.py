@@ -1,4 +1,4 @@
-"""Where the add-on keeps its files: never in its own folder, which an update replaces."""
+"""Where the add-on keeps its files: an installed one never in its own folder, which an update replaces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 import bpy
+
+from .backend_process import SOURCE
 
 # `bl_ext.<repository>.animate3d` where it is installed, `animate3d_addon` in a checkout.
 ADDON = __package__.rpartition(".")[0] or __package__
@@ -30,5 +32,22 @@ def environment() -> Path:
 
 
 def weights() -> Path:
-    """Models that were fetched."""
-    return home() / "weights"
+    """Models that were fetched: `ANIMATE3D_WEIGHTS`, which the backend obeys too, else beside our other files."""
+    chosen = os.environ.get("ANIMATE3D_WEIGHTS", "")
+    if chosen:
+        return Path(chosen).absolute()
+    return SOURCE / "weights" if _is_checkout() else home() / "weights"
+
+
+def backend_environment() -> dict[str, str]:
+    """For every process of the backend: where fetched models lie, and that nothing is written into our own folder."""
+    found = {"ANIMATE3D_WEIGHTS": str(weights())}
+    if not _is_checkout():
+        found["NUMBA_CACHE_DIR"] = str(home() / "numba")
+        found["PYTHONPYCACHEPREFIX"] = str(home() / "pycache")
+    return found
+
+
+def _is_checkout() -> bool:
+    """Whether we run from a clone, which is the user's own: `make` and a terminal write into it as well."""
+    return "." not in ADDON and not os.environ.get("ANIMATE3D_HOME")

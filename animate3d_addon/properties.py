@@ -120,12 +120,8 @@ class Settings(bpy.types.PropertyGroup):
     )
 
     def weights_name(self) -> str:
-        """The chosen weights, in the words of a job: a name that comes along, or a folder."""
-        if self.weights == "own":
-            return bpy.path.abspath(choices().weights_folder) or "own"
-        if self.weights == "starter":
-            return self.weights
-        return str(models.folder_of(self.weights, places.weights()))
+        """The chosen weights, in the words of a job: a model's name, or a folder."""
+        return (bpy.path.abspath(choices().weights_folder) or "own") if self.weights == "own" else self.weights
 
     def job_settings(self) -> protocol.JobSettings:
         """Raises `UserError` where a value makes no sense."""

@@ -15,8 +15,7 @@ LOG = "setup.log"
 def _start(kind: str, arguments: list[str]) -> None:
     if watch.setup is not None and not watch.setup.is_done:
         raise protocol.UserError("Something else is being set up.", "Wait for it, or cancel it.")
-    more = {"ANIMATE3D_WEIGHTS": str(places.weights())} if kind == "pull" else {}
-    watch.setup = setup_tasks.SetupTask.start(kind, arguments, places.home() / LOG, more)
+    watch.setup = setup_tasks.SetupTask.start(kind, arguments, places.home() / LOG, places.backend_environment())
     watch.start()
 
 

@@ -40,7 +40,7 @@ def queue() -> job_queue.JobQueue:
             choices().jobs,
             backend_python,
             capture_command if bpy.app.binary_path else None,
-            backend_environment,
+            places.backend_environment,
             lambda: 60.0 * choices().warm_minutes,
         )
     return _queue
@@ -50,11 +50,6 @@ def backend_python() -> str:
     """Raises `UserError` where there is no Python that has the backend's packages."""
     chosen = choices()
     return find_python(bool(bpy.app.binary_path), chosen.python, environment.python_of(places.environment()))
-
-
-def backend_environment() -> dict[str, str]:
-    """What the backend writes beside the results: nothing into the add-on's folder."""
-    return {"NUMBA_CACHE_DIR": str(places.home() / "numba"), "PYTHONPYCACHEPREFIX": str(places.home() / "pycache")}
 
 
 def capture_command(job: Job) -> list[str]:

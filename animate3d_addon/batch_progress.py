@@ -19,6 +19,7 @@ LABELS = {
     "matte": "cutting it out",
     "splats": "building splats",
     "motion": "fitting the motion",
+    "refine": "refining the motion",
     "rig": "making bones",
     "frames": "writing the frames",
     "bake": "baking",

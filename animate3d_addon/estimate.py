@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .shared import protocol
 
-STAGES = ("capture", "backend", "video", "matte", "splats", "motion")
+STAGES = ("capture", "backend", "video", "matte", "splats", "motion", "refine")
 LABELS = {
     "capture": "Looking at the object",
     "backend": "Starting",
@@ -16,9 +16,10 @@ LABELS = {
     "matte": "Cutting it out",
     "splats": "Building splats",
     "motion": "Fitting the motion",
+    "refine": "Refining the motion",
 }
 # Seconds on two CPU cores with the draft preset; only the first job of a kind is judged by them.
-FIRST_GUESS = {"capture": 6.0, "backend": 3.0, "video": 4.0, "matte": 0.3, "splats": 0.0, "motion": 3.0}
+FIRST_GUESS = {"capture": 6.0, "backend": 3.0, "video": 4.0, "matte": 0.3, "splats": 0.0, "motion": 3.0, "refine": 0.0}
 FILE = "seconds.json"
 
 

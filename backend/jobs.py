@@ -20,7 +20,7 @@ from backend.motion.skeleton import make_rig
 from backend.motion.skinning import SkinSettings
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
-from backend.presets import sampler_settings
+from backend.presets import sampler_settings, sds_settings
 from backend.preview import write_preview
 from backend.prompts import check_motion
 from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
@@ -120,10 +120,11 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
     subject = Subject.load(job) if source is None else None
     folder, info, device, prompt = _prepare(settings)
     sampler, fit = sampler_settings(settings.preset, info.sampler), for_generated(fit_preset(settings.preset))
+    sds = sds_settings(settings.preset)
     report = Report(
         device=device.type,
         seed=settings.seed,
-        settings={**asdict(settings), "sampler": asdict(sampler), "fit": asdict(fit)},
+        settings={**asdict(settings), "sampler": asdict(sampler), "fit": asdict(fit), "sds": sds and asdict(sds)},
         versions=devices.versions(),
     )
     captured = (".json", ".npz", ".png") if source is None else (".ply",)
@@ -145,7 +146,8 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
         "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte
     )
     splats = None  # a fit by correspondences needs none
-    if needs_gaussians(settings.preset, video.appearance):
+    by_rendering = needs_gaussians(settings.preset, video.appearance)
+    if by_rendering or sds is not None:
         splats = stages.run(
             "splats",
             (steps.SPLATS, settings.seed),
@@ -153,13 +155,24 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
             lambda step: steps.make_splats(job, subject, video.appearance, settings.seed, device),
             steps.save_splats,
         )
+    fitted = job if sds is None else job / steps.RECONSTRUCTION
     motion = stages.run(
         "motion",
-        fit,
-        Motion.load,
-        lambda step: steps.make_motion(subject, video, matte, splats, fit, device, step),
-        Motion.save,
+        (fit, sds is not None),
+        lambda job: Motion.load(fitted),
+        lambda step: steps.make_motion(
+            subject, video, matte, splats, fit, device, step, None if sds is None else fitted / steps.FIELD
+        ),
+        lambda motion, job: motion.save(fitted),
     )
+
+    def refine_motion(step: steps.Step) -> Motion:
+        start = steps.load_field(fitted / steps.FIELD, fit, device) if by_rendering else motion
+        model = models.get(folder, device, settings.memory)
+        return steps.refine_motion(subject, model, prompt, start, settings.frames, splats, sds, settings.seed, step)
+
+    if sds is not None:
+        motion = stages.run("refine", sds, Motion.load, refine_motion, Motion.save)
     if settings.rig or source is not None:
         skin = SkinSettings()
         rig = stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)

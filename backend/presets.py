@@ -1,9 +1,10 @@
-"""What draft, standard and paper mean for the video; `backend.motion.settings` says it for the fit."""
+"""What draft, standard and paper mean for the video and 4D-SDS; `backend.motion.settings` says it for the fit."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from backend.motion.sds_fit import SdsSettings
 from backend.mv_vdm.sampling import SamplerSettings
 
 DRAFT_STEPS = 8  # a small model that predicts clean latents needs no more, and for a look a big one neither
@@ -29,3 +30,11 @@ def sampler_settings(preset: str, own: SamplerSettings) -> SamplerSettings:
     if own.steps <= STANDARD_STEPS:
         return own
     return replace(own, steps=STANDARD_STEPS, solver=STANDARD_SOLVER)
+
+
+def sds_settings(preset: str) -> SdsSettings | None:
+    """How 4D-SDS refines the fitted motion; None where it is left out.
+
+    Only the paper's preset has it.
+    """
+    return SdsSettings() if preset == "paper" else None

@@ -61,10 +61,10 @@ UP_AXES = {  # of a file of Gaussians: the matrix from z up to the file's axes; 
     "y-down": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
 }
 
-STAGES = ("capture", "video", "matte", "splats", "motion", "rig", "frames", "bake")
+STAGES = ("capture", "video", "matte", "splats", "motion", "refine", "rig", "frames", "bake")
 JOB_ENTRIES = (  # everything that either side writes into a job folder
-    "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply", "motion.npz",
-    "rig.npz", "frames", "backend.log", "blender.log",
+    "subject", "video", "job.json", "stages.json", "report.json", "matte.npz", "splats.npz", "splats.ply",
+    "reconstruction", "motion.npz", "rig.npz", "frames", "backend.log", "blender.log",
 )  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from backend import device as devices
 from backend.motion.fit import fit_motion
+from backend.motion.guidance import VideoGuidance, pictures_at_once
+from backend.motion.hexplane import HexPlane
 from backend.motion.matte import key_matte
+from backend.motion.refinable import BoneMotion, PlaneMotion, Refinable
+from backend.motion.render_fit import thin_out
+from backend.motion.sds_fit import SdsSettings, refine
 from backend.motion.settings import FitSettings
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.sampling import SamplerSettings
@@ -36,6 +42,9 @@ from backend.splats.views import load_rows, open_source, thinned
 Step = Callable[[int, int], None]  # step, steps
 
 SPLATS = 20_000
+RECONSTRUCTION, FIELD = "reconstruction", "field.npz"  # what 4D-SDS starts from: a folder, and the field in it
+# The share of free memory for the activations that the VAE's encoder keeps; the UNet runs after it.
+ENCODER_SHARE = {"fast": 0.5, "balanced": 0.25, "low": 0.0}
 
 
 def read_views(job: Path, subject: Subject, kind: str) -> np.ndarray:
@@ -115,14 +124,65 @@ def make_motion(
     fit: FitSettings,
     device: torch.device,
     step: Step,
+    field_path: Path | None = None,
 ) -> Motion:
-    """The offsets of all vertices in world units. Raises `UserError` where the fit finds no motion in the video."""
-    offsets = fit_motion(subject, splats, video, matte, fit, device, step)
+    """The offsets of all vertices in world units. Raises `UserError` where the fit finds no motion in the video.
+
+    field_path: where to keep the field of a fit by rendering, for `load_field`.
+    """
+
+    def keep(field: HexPlane) -> None:
+        if field_path is not None:
+            field.save(field_path)
+
+    return _in_world(fit_motion(subject, splats, video, matte, fit, device, step, keep), subject)
+
+
+def _in_world(offsets: np.ndarray, subject: Subject) -> Motion:
+    """The motion of offsets [F, V, 3] in subject space, which are overwritten."""
     for frame, moved in enumerate(offsets):  # one by one: there may be millions of Gaussians
         offsets[frame] = moved @ subject.to_world[:3, :3].T
     if not np.isfinite(offsets).all():
         raise UserError("No motion could be read off the generated video.", "Try another seed or another prompt.")
     return Motion(offsets.astype(np.float32, copy=False))
+
+
+def refine_motion(
+    subject: Subject,
+    model: MVVDM,
+    prompt: str,
+    fitted: Motion | HexPlane,
+    frames: int,
+    splats: Gaussians,
+    settings: SdsSettings,
+    seed: int,
+    step: Step,
+) -> Motion:
+    """A fitted motion after 4D-SDS: that of a HexPlane goes on, any other gets corrections on top.
+
+    Raises:
+        UserError: the model's answer is no number.
+    """
+    splats = thin_out(splats.to(model.device), settings.max_gaussians, seed)
+    motion: Refinable
+    if isinstance(fitted, HexPlane):
+        motion = PlaneMotion(fitted, subject, splats, frames)
+    else:
+        to_subject = np.linalg.inv(subject.to_world[:3, :3]).T.astype(np.float32)
+        motion = BoneMotion(subject, fitted.offsets @ to_subject, splats, settings.bones, settings.bone_part)
+    devices.release_memory()
+    free = ENCODER_SHARE[model.mode.name] * devices.free_memory_gb(model.device)
+    batch = min(settings.guidance.encode_batch, pictures_at_once(model, free))
+    guidance = VideoGuidance(model, prompt, replace(settings.guidance, encode_batch=batch))
+    refine(motion, splats, subject, guidance, settings, seed, step)
+    return _in_world(motion.offsets(), subject)
+
+
+def load_field(path: Path, fit: FitSettings, device: torch.device) -> HexPlane:
+    """A HexPlane that was kept. Raises `UserError` where the file is missing or damaged."""
+    field = HexPlane(torch.zeros(0, 3, device=device), fit.resolutions, fit.channels, fit.hidden)
+    field.restore(path)
+    return field
 
 
 def make_splats(job: Path, subject: Subject, appearance: str, seed: int, device: torch.device) -> Gaussians:

@@ -12,6 +12,7 @@ from backend.motion.bones import CHUNK, RigField, build_rig
 from backend.motion.correspondence import find_correspondences, straight_colours
 from backend.motion.fields import frame_times
 from backend.motion.graph import build_graph, nearest_owner, sample_surface
+from backend.motion.hexplane import HexPlane
 from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig, observe
 from backend.motion.settings import FitSettings, preset
@@ -55,8 +56,9 @@ def fit_motion(
     settings: FitSettings,
     device: torch.device,
     callback: Progress,
+    keep: Callable[[HexPlane], None] = lambda field: None,
 ) -> np.ndarray:
-    """The same with any settings -> offsets [F, V, 3] float32."""
+    """The same with any settings -> offsets [F, V, 3] float32. `keep` gets the fitted HexPlane where there is one."""
     frames = video.frames.shape[1]
     if frames < 2:
         return np.zeros((frames, len(subject.vertices), 3), np.float32)
@@ -65,6 +67,7 @@ def fit_motion(
         owner = field.rig.graph.owner
         return read_offsets(lambda points, part, times: field.positions(points, owner[part], times), subject, frames)
     field, _ = fit_by_rendering(subject, gaussians, video.frames, matte, settings, device, callback)
+    keep(field)
     anchor = field.anchors.device
     return read_offsets(lambda points, _, times: field.positions(points.to(anchor), times.to(anchor)), subject, frames)
 

@@ -150,6 +150,27 @@ class VideoGuidance:
         return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
 
 
+def pictures_at_once(model: MVVDM, free_gb: float) -> int:
+    """How many pictures may go through the VAE's encoder together, their activations kept, in so much free memory.
+
+    One picture tells: its activations are counted as it passes.
+    """
+    sizes: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    size = model.info.resolution
+    picture = torch.zeros(1, model.info.image_channels, size, size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model.encode_pixels(picture)
+    weights = {value.untyped_storage().data_ptr() for value in model.vae.parameters()}
+    used = sum(nbytes for place, nbytes in sizes.items() if place not in weights)
+    return max(1, int(free_gb * 1024**3 / max(used, 1)))
+
+
 def as_pictures(renders: Tensor) -> np.ndarray:
     """Renders [n, C, S, S] in 0..1 as capture's pictures: uint8 [n, S, S, 4], straight alpha."""
     renders = renders.detach().clamp(0, 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from backend.motion.rotations import matrix_to_quaternion, quaternion_to_matrix
+from backend.protocol import UserError, read_npz, write_npz
 
 PLANES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # xy, xz, xt, yz, yt, zt
 PAPER_RESOLUTIONS = ((50, 50, 50, 8), (100, 100, 100, 16))
@@ -37,6 +39,20 @@ class HexPlane(nn.Module):
             _new_network(width, hidden, out, generator) for out in (3, 4, 3, 3, 3)
         )
         self.to(anchors.device)
+
+    def save(self, path: Path) -> None:
+        """Everything, anchors included, in one `.npz`."""
+        write_npz(path, **{name: value.cpu().numpy() for name, value in self.state_dict().items()})
+
+    def restore(self, path: Path) -> None:
+        """Takes over what a field of the same sizes saved. Raises `UserError` where the file is none such."""
+        arrays = read_npz(path, tuple(self.state_dict()))
+        state = {name: torch.from_numpy(value).to(self.anchors.device) for name, value in arrays.items()}
+        self.anchors = state["anchors"]
+        try:
+            self.load_state_dict(state)
+        except RuntimeError:
+            raise UserError(f"The file {path.name} in the job folder is damaged.", "Start the job again.") from None
 
     def features(self, points: Tensor, times: Tensor) -> Tensor:
         """Points [N, 3] at times [T] -> [T, N, scales * channels]: product over planes, scales side by side."""

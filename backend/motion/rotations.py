@@ -43,11 +43,25 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
 
 def rotation_vector_to_matrix(vector: Tensor) -> Tensor:
     """Axis times angle [..., 3] -> [..., 3, 3]."""
-    angle = vector.norm(dim=-1, keepdim=True)
-    small = angle < 1e-6
-    safe = torch.where(small, torch.ones_like(angle), angle)
-    scale = torch.where(small, 0.5 - angle**2 / 48, torch.sin(0.5 * safe) / safe)
-    return quaternion_to_matrix(torch.cat([torch.cos(0.5 * angle), vector * scale], dim=-1))
+    return quaternion_to_matrix(rotation_vector_to_quaternion(vector))
+
+
+def rotation_vector_to_quaternion(vector: Tensor) -> Tensor:
+    """Axis times angle [..., 3] -> unit [..., 4]; differentiable everywhere, at no rotation too."""
+    square = vector.square().sum(dim=-1, keepdim=True)
+    small = square < 1e-12
+    angle = torch.where(small, torch.ones_like(square), square).sqrt()
+    scale = torch.where(small, 0.5 - square / 48, torch.sin(0.5 * angle) / angle)
+    real = torch.where(small, 1 - square / 8, torch.cos(0.5 * angle))
+    return torch.cat([real, vector * scale], dim=-1)
+
+
+def quaternion_product(left: Tensor, right: Tensor) -> Tensor:
+    """Hamilton product [..., 4] of [..., 4] and [..., 4]: turns by `right` first."""
+    w, v = left[..., :1], left[..., 1:]
+    s, u = right[..., :1], right[..., 1:]
+    real = w * s - (v * u).sum(dim=-1, keepdim=True)
+    return torch.cat([real, w * u + s * v + torch.linalg.cross(*torch.broadcast_tensors(v, u))], dim=-1)
 
 
 def nearest_rotation(matrix: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 Run as a script by any Python from 3.11 on, Blender's own too; it needs the standard library alone:
 
-    python environment.py install FOLDER SOURCE      a virtual environment with the packages of SOURCE/requirements.txt
+    python environment.py install FOLDER SOURCE      a virtual environment with the packages of SOURCE/*.lock
     python environment.py run PYTHON ARGUMENT…       any command of the backend, its lines passed on
 
 It prints messages as the backend does, one JSON object a line: progress {stage, step, steps}, line {text}, then done or
-error {kind, message, hint}. It ends, and what it has started too, when its stdin ends. What pip has fetched stays in
-pip's cache, so that a second try goes on about where the first one stopped.
+error {kind, message, hint}. It ends, and what it has started too, when its stdin ends. Files that pip has fetched
+whole stay in its cache, and packages that are there stay there: a second try goes on where the first one stopped.
+
+Every file is compared with the hash in a lock file (`tools/lock.py`). The one exception is PyTorch where its own index
+or the user's mirror has another build than PyPI: then the version is pinned, and the hash is that index's word.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ COMPLETE = "complete"  # a file that is written last of all
 FREE_GB = {"cpu": 4.0, "cuda": 14.0}  # what the packages take, with what they are unpacked from
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # Windows: there the build on PyPI has no CUDA
+GO_ON = "Check the network and the free space, then install again: it goes on from here."
 
 
 class Failed(Exception):
@@ -58,39 +62,54 @@ def install(folder: Path, source: Path, say: Callable[..., None]) -> None:
     for number, (words, command, sentence) in enumerate(steps):
         say("progress", stage=words, step=number, steps=len(steps))
         if command and _run(command, say):
-            raise Failed(sentence, "Check the network and the free space, then install again: it goes on from here.")
+            raise Failed(sentence, GO_ON if number else "Name an existing Python in the preferences.")
     (folder / COMPLETE).write_text(TORCH, encoding="utf-8")
 
 
 def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, list[str], str]]:
     """What is to be done: in words, the command, and the sentence where it fails."""
     python = _python_in(folder)
-    requirements = [source / "requirements.txt"]
-    if kind == "cuda":
-        requirements.append(source / "requirements-cuda.txt")
-    files = [argument for path in requirements for argument in ("-r", str(path))]
     # Wheels alone: nothing that is downloaded is run while it is installed.
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
-    venv = [] if python.exists() else [sys.executable, "-m", "venv", str(folder)]
+    venv = [] if _has_pip(python) else [sys.executable, "-m", "venv", str(folder)]
+    names = ["requirements.lock", *(["requirements-cuda.lock"] if kind == "cuda" else [])]
     return [
         ("Making the environment", venv, "The environment can't be made: this Python has no working venv module."),
-        ("Installing PyTorch", [*pip, TORCH, *_torch_index(kind)], "PyTorch can't be installed."),
-        ("Installing packages", [*pip, *files], "The packages can't be installed."),
+        ("Installing packages", [*pip, *_locked(source, *names)], "The packages can't be installed."),
+        ("Installing PyTorch", [*pip, *_torch(source, kind, _mirrored())], "PyTorch can't be installed."),
         ("Checking", [str(python), "-P", "-m", "backend", "doctor"], "The environment is there, and does not work."),
     ]
 
 
-def _torch_index(kind: str) -> list[str]:
-    """Where the build of torch is that fits; where pip is set up for a mirror, that mirror decides."""
+def _locked(source: Path, *names: str) -> list[str]:
+    """pip's options for everything in lock files, and nothing else."""
+    return ["--require-hashes", "--no-deps", *(part for name in names for part in ("-r", str(source / name)))]
+
+
+def _torch(source: Path, kind: str, mirrored: bool, platform: str = sys.platform) -> list[str]:
+    """pip's options for the build of torch that fits; where pip is set up for a mirror, that mirror decides."""
+    if mirrored:
+        return [TORCH]
+    if platform == "linux" and kind == "cpu":
+        return [TORCH, "--no-deps", "--index-url", CPU_INDEX]
+    if platform == "win32" and kind == "cuda":
+        return [TORCH, "--no-deps", "--index-url", CUDA_INDEX]
+    return _locked(source, "requirements-torch.lock")
+
+
+def _mirrored() -> bool:
+    """Whether the user's pip fetches from somewhere else than PyPI."""
     config = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
-    mirrored = any(key in config.stdout for key in ("index-url", "find-links", "no-index"))
-    if mirrored or sys.platform == "darwin":
-        return []
-    if kind == "cuda":
-        return ["--extra-index-url", CUDA_INDEX] if sys.platform == "win32" else []
-    return ["--extra-index-url", CPU_INDEX]
+    return any(key in config.stdout for key in ("index-url", "find-links", "no-index"))
+
+
+def _has_pip(python: Path) -> bool:
+    """Whether the environment is as far as that: one that was cut short may have a Python and no pip."""
+    if not python.exists():
+        return False
+    return subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
 
 
 def _python_in(folder: Path) -> Path:

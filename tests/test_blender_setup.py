@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import ensurepip
+import hashlib
+import re
 import shutil
+import subprocess
 import sys
 import time
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -17,7 +22,7 @@ from animate3d_addon.setup_tasks import SetupTask
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def finish(task: SetupTask, seconds: float = 90.0) -> SetupTask:
+def finish(task: SetupTask, seconds: float = 240.0) -> SetupTask:
     deadline = time.monotonic() + seconds
     while not task.is_done:
         assert time.monotonic() < deadline, task.lines
@@ -46,7 +51,7 @@ def test_install_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """The real venv and pip, with packages that are small and here: nothing is complete before the end."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "requirements.txt").write_text("no-such-package-anywhere==1.0\n")
+    (source / "requirements.lock").write_text(f"no-such-package-anywhere==1.0 --hash=sha256:{64 * '0'}\n")
     monkeypatch.setattr(environment, "TORCH", "pip")  # the one package that is certainly there
     said = []
     folder = tmp_path / "environment"
@@ -56,7 +61,7 @@ def test_install_goes_on_where_it_stopped(tmp_path, monkeypatch):
         environment.install(folder, source, lambda kind, **content: said.append((kind, content)))
     assert environment.python_of(folder) is None and environment._python_in(folder).exists()
     assert [content["stage"] for kind, content in said if kind == "progress"][-1] == "Installing packages"
-    (source / "requirements.txt").write_text("pip\n")
+    (source / "requirements.lock").write_text(f"pip=={ensurepip.version()} --hash=sha256:{64 * '0'}\n")
     with pytest.raises(environment.Failed, match="does not work"):  # doctor finds no torch in it
         environment.install(folder, source, lambda *_, **__: None)
     assert environment.python_of(folder) is None
@@ -88,6 +93,58 @@ def test_what_the_released_model_is_made_of():
 
     shown = [(source.repository, source.size, source.licence.name) for source in models.released_sources()]
     assert shown == [(source.repository, source.size, source.licence.name) for source in sources.REQUIRED]
+
+
+def test_everything_that_is_installed_is_locked_with_its_hashes():
+    """The lock files hold what is required, in the same versions; `tools/lock.py` makes them anew."""
+    locked, bare = {}, []
+    for name in ("requirements.lock", "requirements-torch.lock", "requirements-cuda.lock"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for block in re.findall(r"^(?:[A-Za-z].*\n(?:[ \t].*\n)*)", text, re.MULTILINE):
+            locked.setdefault(re.match(r"[\w.-]+", block)[0], set()).add(re.match(r"\S+", block)[0])
+            bare += [block] if "--hash=sha256:" not in block else []
+    assert not bare and len(locked) > 60
+    required = [environment.TORCH]
+    for name in ("requirements.txt", "requirements-cuda.txt"):
+        required += [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    for line in required:
+        line = line.replace("_", "-")
+        assert line in locked[line.partition("==")[0]]
+
+
+def test_a_file_that_was_changed_is_not_installed(tmp_path):
+    """Real pip, and a package of ours whose hash is not the one that was written down."""
+    wheel = tmp_path / "changed-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("changed.py", "")
+        archive.writestr("changed-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: changed\nVersion: 1.0\n")
+        archive.writestr(
+            "changed-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\nRoot-Is-Purelib: true\n"
+        )
+        archive.writestr("changed-1.0.dist-info/RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
+    for known, works in ((digest, True), (64 * "0", False)):
+        (tmp_path / "requirements.lock").write_text(f"changed==1.0 --hash=sha256:{known}\n")
+        command = [*pip, "--target", str(tmp_path / known), *environment._locked(tmp_path, "requirements.lock")]
+        assert (subprocess.run(command, capture_output=True, check=False).returncode == 0) is works
+        assert (tmp_path / known / "changed.py").exists() is works
+
+
+def test_which_torch(tmp_path):
+    """PyPI's with its hash, but for the two builds that are only in PyTorch's own index, and for mirrors."""
+    kinds = {
+        (platform, kind, mirrored): environment._torch(tmp_path, kind, mirrored, platform)
+        for platform in ("linux", "win32", "darwin")
+        for kind in ("cpu", "cuda")
+        for mirrored in (False, True)
+    }
+    own_index = {key for key, options in kinds.items() if "--index-url" in options}
+    assert own_index == {("linux", "cpu", False), ("win32", "cuda", False)}
+    assert all(options == [environment.TORCH] for (*_, mirrored), options in kinds.items() if mirrored)
+    assert {key for key, options in kinds.items() if "--require-hashes" in options} == {
+        ("linux", "cuda", False), ("win32", "cpu", False), ("darwin", "cpu", False), ("darwin", "cuda", False),
+    }  # fmt: skip
 
 
 def test_torch_is_the_same_everywhere():

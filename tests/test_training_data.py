@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from backend.prompts import check_motion
 from backend.protocol import POSITION_CODE_RANGE, SUBJECT_RADIUS, condition_cameras, position_code
 from backend.training.captions import UNKNOWN, build_tokenizer, caption, motion_words
 from backend.training.clips import make_clip, render_clip
-from backend.training.motions import MOTIONS, animate
+from backend.training.motions import MOTIONS, TIMINGS, animate
 from backend.training.render import render
 from backend.training.shapes import random_object
 
@@ -34,12 +35,47 @@ def test_bounce_only_lifts_and_sway_keeps_its_foot() -> None:
     assert np.abs(swayed[:, 0]).max() < 1e-12 and np.abs(swayed[:, 2, 1]).max() > 0.2
 
 
+def test_both_sides_flap_alike_and_walk_in_turn() -> None:
+    points = np.array([[0.0, 0.4, 0.0], [0.0, -0.4, 0.0], [0.0, 0.2, -0.5], [0.0, -0.2, -0.5], [0.0, 0.0, 0.5]])
+    flapped = animate("flap", points, 16, 1.0) - points
+    np.testing.assert_allclose(flapped[:, 0, 2], flapped[:, 1, 2], atol=1e-12)
+    assert np.ptp(flapped[:, 0, 2]) > 0.2
+    walked = animate("walk", points, 16, 1.0) - points
+    np.testing.assert_allclose(walked[:, 2, 0], -walked[:, 3, 0], atol=1e-12)
+    assert np.ptp(walked[:, 2, 0]) > 0.2 and np.abs(walked[:, 4]).max() < 1e-12
+
+
+def test_a_jump_crouches_on_the_ground_and_a_lid_opens_upwards() -> None:
+    points = np.array([[0.3, 0.2, -0.5], [-0.3, 0.2, -0.5], [0.3, 0.0, 0.5], [-0.3, 0.0, 0.5]])
+    jumped = animate("jump", points, 16, 1.0) - points
+    assert jumped[2, 2, 2] < -0.1 and abs(jumped[2, 0, 2]) < 1e-12  # the head comes down, the foot stays
+    assert jumped[8, :, 2].min() > 0.3
+    opened = animate("open", points, 16, 1.0) - points
+    assert opened[8, 2, 2] > 0.2 and np.abs(opened[:, :2]).max() < 1e-12
+
+
+def test_a_motion_may_run_twice_or_once_and_then_rest() -> None:
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
+    loop, quick, once = (animate("sway", points, 16, 1.0, timing) for timing in TIMINGS)
+    np.testing.assert_allclose(quick[:8], loop[::2], atol=1e-12)
+    np.testing.assert_allclose(quick[8:], loop[::2], atol=1e-12)
+    np.testing.assert_allclose(once[:8], loop[::2], atol=1e-12)
+    np.testing.assert_allclose(once[8:], np.broadcast_to(points, (8, 50, 3)), atol=1e-12)
+
+
 def test_every_caption_names_its_motion() -> None:
     rng = np.random.default_rng(0)
-    words = motion_words()
-    for motion in MOTIONS:
-        for _ in range(50):
-            assert set(caption(motion, 1.0, rng).split()) & set(words[motion])
+    for motion, names in motion_words().items():
+        for unseen in (False, True):
+            for _ in range(30):
+                assert check_motion(caption(motion, 1.0, rng, unseen=unseen), {motion: names})
+
+
+def test_paraphrases_for_measuring_are_new_but_of_known_words() -> None:
+    words = set(build_tokenizer().get_vocab())
+    for motion in MOTIONS.values():
+        assert motion.unseen and not set(motion.unseen) & {*motion.verbs, *motion.gerunds}
+        assert set(" ".join(motion.unseen).split()) <= words
 
 
 def test_the_tokenizer_knows_all_verbs_and_survives_unknown_nouns() -> None:

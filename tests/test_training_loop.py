@@ -1,31 +1,42 @@
 """Training: it learns, it stops and goes on exactly where it was, and it ends as a folder that the pipeline loads."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from backend.training import latents
+from backend.protocol import UserError
+from backend.training import captions
 from backend.training.captions import build_tokenizer
 from backend.training.codec import CodecSettings, build_codec, codec_loss, picture_batch
+from backend.training.export import load_run
 from backend.training.latents import LatentStore
-from backend.training.loop import Average, RunState, cosine_rate, load_state, save_state
-from backend.training.starter import StarterModel, StarterSettings, build_scheduler, quick, training_loss
+from backend.training.loop import cosine_rate
+from backend.training.objective import draw_noise, training_loss
+from backend.training.starter import StarterModel, StarterSettings, build_scheduler, quick
+from backend.training.video import share_of_batch, start_from
 
 TINY_CODEC = CodecSettings(channels=(8, 8, 8, 8), clips_per_batch=2, pictures_per_clip=2, latent_channels=4)
+TINY = quick(StarterSettings())
 
 
 @pytest.fixture()
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentStore:
-    monkeypatch.setattr(latents, "CLIPS_PER_SHARD", 2)
+def store(tmp_path: Path) -> LatentStore:
     torch.manual_seed(0)
-    return LatentStore(tmp_path / "clips", build_codec(TINY_CODEC).eval(), build_tokenizer(), size=64, frames=4)
+    codec = build_codec(TINY_CODEC).eval()
+    return LatentStore(tmp_path / "clips", codec, build_tokenizer(), size=64, frames=4, shard_clips=2)
 
 
 def tiny_model(store: LatentStore) -> StarterModel:
     torch.manual_seed(0)
-    return StarterModel(quick(StarterSettings()), TINY_CODEC.latent_channels, store.tokenizer.get_vocab())
+    return StarterModel(TINY, TINY_CODEC.latent_channels, store.tokenizer.get_vocab())
 
 
 def test_the_codec_learns() -> None:
@@ -46,7 +57,9 @@ def test_the_codec_learns() -> None:
 def test_every_part_of_the_video_model_gets_a_gradient(store: LatentStore) -> None:
     model, scheduler = tiny_model(store), build_scheduler()
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
-    training_loss(model, scheduler, store.all(1, 2)[0], replace(quick(StarterSettings()), text_dropout=0.0)).backward()
+    batch, settings = store.all(1, 2)[0], replace(TINY, text_dropout=0.0)
+    draw = draw_noise(batch["latents"].shape[1:], 1000, settings, step=0)
+    training_loss(model, scheduler, batch, draw, settings).backward()
     # The image encoder's last norm of the patches feeds nothing: only the class token is read.
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     allowed = ("k_proj.bias", "to_k", "position_embedding", "post_layernorm")
@@ -61,36 +74,86 @@ def test_a_model_that_says_nothing_leaves_the_object_still(store: LatentStore) -
     assert predicted.abs().max() == 0.0
 
 
-def test_a_run_goes_on_exactly_where_it_stopped(store: LatentStore, tmp_path: Path) -> None:
-    def run(stop_after: int | None) -> list[torch.Tensor]:
-        model, scheduler, settings = tiny_model(store), build_scheduler(), quick(StarterSettings())
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        average = Average(model, 0.9)
-        path = tmp_path / f"{stop_after}.safetensors"
-        state = RunState()
-        torch.manual_seed(1)
-        for step in range(4):
-            if step == stop_after:  # a new process would find this on disk
-                save_state(path, model, optimizer, state, average.shadow)
-                model = tiny_model(store)
-                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-                average = Average(model, 0.9)
-                torch.manual_seed(99)
-                state = load_state(path, model, optimizer, average.shadow)
-            training_loss(model, scheduler, store.all(1, 2)[0], settings).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update(model, state.step)
-            state.step += 1
-        return [*model.state_dict().values(), *average.shadow.values()]
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that nothing disturbs, in one process."""
+    out = tmp_path_factory.mktemp("whole")
+    prepare(out)
+    assert start_training(out).wait(timeout=300) == 0
+    return out
 
-    for whole, resumed in zip(run(None), run(2), strict=True):
-        torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
+
+def prepare(out: Path) -> None:
+    torch.manual_seed(0)
+    build_codec(TINY_CODEC).save_pretrained(out / "vae")
+
+
+def start_training(out: Path, *launcher: str) -> subprocess.Popen:
+    script = str(Path(__file__).with_name("tiny_training.py"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    with (out / "output.txt").open("a") as output:
+        command = [sys.executable, *launcher, script, str(out), "6"]
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
+def logged(out: Path, figure: str) -> dict[int, float]:
+    """The values of a figure by step."""
+    rows = [dict(entry.split("=") for entry in row.split(",")) for row in (out / "video.csv").read_text().split()]
+    return {int(row["step"]): float(row[figure]) for row in rows if figure in row}
+
+
+def test_a_killed_run_goes_on_with_the_losses_of_an_undisturbed_one(whole_run: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    run = start_training(tmp_path)
+    log = tmp_path / "video.csv"
+    deadline = time.monotonic() + 300
+    while not (log.exists() and len(logged(tmp_path, "loss")) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    assert run.wait() != 0  # it was not done yet
+    assert start_training(tmp_path).wait(timeout=300) == 0
+    assert logged(tmp_path, "loss") == logged(whole_run, "loss")
+    assert len(logged(whole_run, "loss")) == 6
+    whole, resumed = (load_file(out / "video.state.safetensors") for out in (whole_run, tmp_path))
+    for name in whole.keys() - {"counters"}:  # which hold the time
+        torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
+
+
+def test_two_processes_share_a_batch_and_get_the_losses_of_one(whole_run: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+    assert start_training(tmp_path, *launcher).wait(timeout=300) == 0
+    one, two = logged(whole_run, "loss"), logged(tmp_path, "loss")
+    assert list(two) == list(one)
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-4)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    assert share_of_batch(6, process=1, processes=3) == slice(2, 4)
+    with pytest.raises(UserError, match="evenly among 2 processes"):
+        share_of_batch(3, process=0, processes=2)
+
+
+def test_a_finished_model_is_taken_over_word_by_word(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = load_run(whole_run, TINY)
+    finished.save_pretrained(tmp_path)
+    monkeypatch.setattr(captions, "NOUNS", ("zebra",))  # all other words get other places
+    tokenizer = build_tokenizer()
+    model = StarterModel(TINY, TINY_CODEC.latent_channels, tokenizer.get_vocab())
+    start_from(model, tokenizer, tmp_path)
+    rows, old_rows = (encoder.get_input_embeddings().weight for encoder in (model.text_encoder, finished.text_encoder))
+    place, old_place = (t.convert_tokens_to_ids("sways") for t in (tokenizer, finished.tokenizer))
+    assert place != old_place
+    torch.testing.assert_close(rows[place], old_rows[old_place])
+    torch.testing.assert_close(model.unet.state_dict(), finished.unet.state_dict())
 
 
 def test_encoded_clips_are_kept_on_disk(store: LatentStore) -> None:
     first = store.all(1, 2)[0]
-    again = LatentStore(store.folder, store.codec, store.tokenizer, store.size, store.frames)
+    again = LatentStore(store.folder, store.codec, store.tokenizer, store.size, store.frames, shard_clips=2)
     again.codec = None  # would fail if a clip had to be made again
     torch.testing.assert_close(again.all(1, 2)[0]["latents"], first["latents"])
 

@@ -14,13 +14,21 @@ from backend.training.motions import MOTIONS
 
 MAX_TOKENS = 20
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
+# Verbs that say nothing alone: the whole phrase names the motion.
+VAGUE = frozenset("takes taking turns turning moves moving grows growing leans leaning bends bending beats".split())
 
 STRENGTHS: dict[float, tuple[str, ...]] = {  # strength of the motion: the words for it
     0.6: ("gently", "slightly", "softly", "a little"),
     1.0: ("",),
     1.4: ("wildly", "strongly", "a lot", "hard"),
 }
-STRENGTH_SHARES = (0.15, 0.7, 0.15)
+STRENGTH_SHARES = (0.2, 0.6, 0.2)
+TIMING_WORDS: dict[str, tuple[str, ...]] = {  # how the motion runs over the clip: the words for it
+    "loop": ("",),
+    "quick": ("quickly", "fast"),
+    "once": ("once", "one time"),
+}
+TIMING_SHARES = (0.84, 0.08, 0.08)
 
 NOUNS = tuple(
     "cactus monkey robot chest fox cat dog bird fish tree flower lamp chair table cup bottle toy teapot snowman "
@@ -32,19 +40,24 @@ NOUNS = tuple(
 ADJECTIVES = "little big small red green blue old cute wooden golden heavy funny".split()
 
 
-def caption(motion: str, strength: float, rng: np.random.Generator) -> str:
-    """One way to say that something performs a motion: "a little cactus is swaying gently"."""
+def caption(motion: str, strength: float, rng: np.random.Generator, timing: str = "loop", unseen: bool = False) -> str:
+    """One way to say that something performs a motion: "a little cactus is swaying gently".
+
+    `unseen` takes the paraphrases that are kept out of training.
+    """
     words = MOTIONS[motion]
     subject = _noun_phrase(rng)
     form = rng.integers(4)
-    if form == 0:
+    if unseen:
+        said = f"{subject} {rng.choice(words.unseen)}"
+    elif form == 0:
         said = f"{subject} is {rng.choice(words.gerunds)}"
     elif form == 1:
         said = f"{subject} {rng.choice(words.gerunds)}"
     else:
         said = f"{subject} {rng.choice(words.verbs)}"
-    adverb = str(rng.choice(STRENGTHS[strength]))
-    return f"{said} {adverb}".strip()
+    manner = (str(rng.choice(STRENGTHS[strength])), str(rng.choice(TIMING_WORDS[timing])))
+    return " ".join(word for word in (said, *manner) if word)
 
 
 def _noun_phrase(rng: np.random.Generator) -> str:
@@ -65,7 +78,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for motion in MOTIONS.values():
         for phrase in (*motion.verbs, *motion.gerunds):
             words |= set(phrase.split())
-    for phrases in STRENGTHS.values():
+    for phrases in (*STRENGTHS.values(), *TIMING_WORDS.values()):
         for phrase in phrases:
             words |= set(phrase.split())
     vocabulary = {word: index for index, word in enumerate([PAD, UNKNOWN, START, END, *sorted(words)])}
@@ -86,6 +99,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def motion_words() -> dict[str, list[str]]:
-    """For each motion the verbs that name it: what a prompt is checked against, and what a user is told."""
-    said = {name: [*motion.verbs, *motion.gerunds] for name, motion in MOTIONS.items()}
-    return {name: list(dict.fromkeys(phrase.split()[0] for phrase in phrases)) for name, phrases in said.items()}
+    """For each motion the verbs, or phrases, that name it: what a prompt is checked against, and a user is told."""
+
+    def name(phrase: str) -> str:
+        first = phrase.split()[0]
+        return phrase if first in VAGUE else first
+
+    said = {motion: [*words.verbs, *words.gerunds] for motion, words in MOTIONS.items()}
+    return {motion: list(dict.fromkeys(name(phrase) for phrase in phrases)) for motion, phrases in said.items()}

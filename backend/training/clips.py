@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from backend.protocol import condition_cameras, position_code
-from backend.training.captions import STRENGTH_SHARES, STRENGTHS, caption
-from backend.training.motions import MOTIONS, animate
+from backend.training.captions import STRENGTH_SHARES, STRENGTHS, TIMING_SHARES, caption
+from backend.training.motions import MOTIONS, TIMINGS, animate
 from backend.training.render import render
 from backend.training.shapes import random_object
 
@@ -24,17 +25,19 @@ class Clip:
     trajectories: np.ndarray  # [F, V, 3] float64
     motion: str
     strength: float
+    timing: str
     caption: str
 
 
-def make_clip(seed: int, frames: int, motion: str | None = None) -> Clip:
-    """The clip of a seed; `motion` overrides the drawn one (for evaluation)."""
+def make_clip(seed: int, frames: int, motions: Sequence[str] = tuple(MOTIONS), unseen: bool = False) -> Clip:
+    """The clip of a seed, with one of `motions`; for evaluation `unseen` says it in untrained words."""
     rng = np.random.default_rng(seed)
     rest, faces = random_object(rng)
-    drawn = str(rng.choice(list(MOTIONS)))
-    motion = motion or drawn
+    motion = str(rng.choice(motions))
     strength = float(rng.choice(list(STRENGTHS), p=STRENGTH_SHARES))
-    return Clip(rest, faces, animate(motion, rest, frames, strength), motion, strength, caption(motion, strength, rng))
+    timing = str(rng.choice(list(TIMINGS), p=TIMING_SHARES))
+    said = caption(motion, strength, rng, timing, unseen)
+    return Clip(rest, faces, animate(motion, rest, frames, strength, timing), motion, strength, timing, said)
 
 
 def render_clip(clip: Clip, size: int, views_and_frames: list[tuple[int, int]] | None = None) -> np.ndarray:

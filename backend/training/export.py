@@ -9,9 +9,10 @@ from diffusers import AutoencoderKL
 
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
-from backend.training.captions import build_tokenizer, motion_words
+from backend.training.captions import motion_words
 from backend.training.loop import Average, load_state
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler
+from backend.training.video import STATE, run_tokenizer
 
 # What a prompt may ask for. Twist is trained too, but hardly visible so far (benchmarks/starter.py).
 PROMISED = ("bounce", "sway", "stretch", "nod")
@@ -20,10 +21,10 @@ PROMISED = ("bounce", "sway", "stretch", "nod")
 def load_run(run: Path, settings: StarterSettings) -> MVVDM:
     """The averaged weights of a run, finished or not, as a pipeline."""
     codec = AutoencoderKL.from_pretrained(run / "vae").eval()
-    tokenizer = build_tokenizer()
+    tokenizer = run_tokenizer(run)
     model = StarterModel(settings, codec.config.latent_channels, tokenizer.get_vocab())
     average = Average(model, settings.average_decay)
-    load_state(run / "video.state.safetensors", model, torch.optim.AdamW(model.parameters()), average.shadow)
+    load_state(run / STATE, model, torch.optim.AdamW(model.parameters()), average.shadow)
     average.copy_to(model)
     model.eval().requires_grad_(False)
     return MVVDM(

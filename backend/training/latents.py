@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from backend.training.captions import MAX_TOKENS
 from backend.training.clips import make_clip, render_clip
 from backend.training.codec import to_model_range
-
-CLIPS_PER_SHARD = 32
+from backend.training.motions import MOTIONS
 
 
 class LatentStore:
@@ -28,10 +28,15 @@ class LatentStore:
         tokenizer: PreTrainedTokenizerFast,
         size: int,
         frames: int,
+        motions: Sequence[str] = tuple(MOTIONS),
         first_seed: int = 0,
+        balanced: bool = False,
+        shard_clips: int = 32,
     ) -> None:
+        """`balanced`: the motions in turn instead of drawn ones; `shard_clips` to a file."""
         self.folder, self.codec, self.tokenizer = folder, codec, tokenizer
         self.size, self.frames, self.first_seed = size, frames, first_seed
+        self.motions, self.balanced, self.shard_clips = tuple(motions), balanced, shard_clips
         self.shards: dict[int, dict[str, torch.Tensor]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,39 +44,48 @@ class LatentStore:
         if index not in self.shards:
             path = self.folder / f"{index:05d}.safetensors"
             if not path.exists():
-                part = path.with_name(path.name + ".part")
+                part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may make the same one
                 save_file(self._make(index), part)
                 os.replace(part, path)
             self.shards[index] = load_file(path)
         return self.shards[index]
 
-    def draw(self, rng: np.random.Generator, count: int, step: int, repeats: int) -> dict[str, torch.Tensor]:
-        """A random batch of the shards reached by `step`; a clip is drawn `repeats` times on average."""
-        reached = step * count // (CLIPS_PER_SHARD * repeats) + 4
+    def draw(
+        self, rng: np.random.Generator, count: int, step: int, repeats: int, part: slice = slice(None)
+    ) -> dict[str, torch.Tensor]:
+        """A random batch of the shards reached by `step`; a clip is drawn `repeats` times on average.
+
+        Of the `count` clips only `part` is read: that of one process among several.
+        """
+        reached = step * count // (self.shard_clips * repeats) + 4
         # The newest shard always takes part, so that new clips are seen as often as old ones.
         shards = rng.integers(max(0, reached - 60), reached, count)
-        return self._collate([(self.shard(int(s)), int(rng.integers(CLIPS_PER_SHARD))) for s in shards])
+        places = [(int(shard), int(rng.integers(self.shard_clips))) for shard in shards]
+        return self._collate([(self.shard(shard), clip) for shard, clip in places[part]])
 
     def all(self, batches: int, count: int = 4) -> list[dict[str, torch.Tensor]]:
         """The first `batches` batches, always the same: for measuring."""
-        places = [(self.shard(i // CLIPS_PER_SHARD), i % CLIPS_PER_SHARD) for i in range(batches * count)]
+        places = [(self.shard(i // self.shard_clips), i % self.shard_clips) for i in range(batches * count)]
         return [self._collate(places[i : i + count]) for i in range(0, len(places), count)]
 
     def _collate(self, places: list[tuple[dict[str, torch.Tensor], int]]) -> dict[str, torch.Tensor]:
-        """latents [b, n, c, f, h, w] scaled; images [b, n, 3, H, W] in -1..1; tokens, other_tokens, empty [b, T]."""
+        """latents [b, n, c, f, h, w] scaled; images [b, n, 3, H, W] in -1..1; tokens, other_tokens, empty [b, T];
+        motions [b], their places in `MOTIONS`."""
         batch = {key: torch.stack([shard[key][i] for shard, i in places]) for key in ("latents", "images", "tokens")}
         batch["latents"] = batch["latents"].float()
         batch["images"] = on_grey(to_model_range(batch["images"].numpy()))
-        batch["other_tokens"] = torch.stack([shard["other_tokens"][i] for shard, i in places])
+        for key in ("other_tokens", "motions"):
+            batch[key] = torch.stack([shard[key][i] for shard, i in places])
         batch["empty"] = self._tokens([""]).expand(len(places), -1)
         return batch
 
     @torch.no_grad()
     def _make(self, index: int) -> dict[str, torch.Tensor]:
         latents, images, captions, motions = [], [], [], []
-        first = self.first_seed + index * CLIPS_PER_SHARD
-        for seed in range(first, first + CLIPS_PER_SHARD):
-            clip = make_clip(seed, self.frames)
+        first = self.first_seed + index * self.shard_clips
+        for seed in range(first, first + self.shard_clips):
+            turn = (seed - self.first_seed) % len(self.motions)
+            clip = make_clip(seed, self.frames, self.motions[turn : turn + 1] if self.balanced else self.motions)
             pictures = render_clip(clip, self.size)  # [4, F, H, W, 4]
             encoded = self.codec.encode(to_model_range(pictures).flatten(0, 1)).latent_dist.mode()
             encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
@@ -86,6 +100,7 @@ class LatentStore:
             "images": torch.stack(images).contiguous(),
             "tokens": tokens,
             "other_tokens": tokens[others].clone(),
+            "motions": torch.tensor([list(MOTIONS).index(motion) for motion in motions]),
         }
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:

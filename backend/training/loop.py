@@ -70,8 +70,7 @@ class Average:
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))  # short memory at the start
-        for key, value in model.named_parameters():
-            self.shadow[key].lerp_(value.detach(), 1.0 - decay)
+        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in model.parameters()], 1.0 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:
@@ -80,13 +79,25 @@ class Average:
 
 
 class RunLog:
-    """Rows of figures in a CSV file, and on the terminal."""
+    """Rows of figures in a CSV file, and on the terminal.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A run that goes on after step `after_step` drops what a killed one wrote later: it will be written again.
+    An inactive log writes nothing: only one of several processes keeps it.
+    """
+
+    def __init__(self, path: Path, after_step: int | None = None, active: bool = True) -> None:
+        self.path, self.active = path, active
+        if not active:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if after_step is not None and path.exists():
+            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if int(row.split(",")[0].removeprefix("step=")) <= after_step]
+            path.write_text("".join(kept), encoding="utf-8", newline="")
 
     def write(self, **figures: float) -> None:
+        if not self.active:
+            return
         line = [f"{key}={value:.6g}" for key, value in figures.items()]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(line)

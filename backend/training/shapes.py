@@ -1,144 +1,130 @@
-"""Procedural objects: one to six textured-by-position primitives, joined into something with a body and limbs.
+"""Procedural objects: loose heaps of primitives, creatures with legs and wings, boxes with lids, plants.
 
-Everything is drawn from one numpy generator, so a seed names an object. Meshes are fine enough to bend.
+Everything is drawn from one numpy generator, so a seed names an object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from backend.protocol import SUBJECT_RADIUS
-
-Mesh = tuple[np.ndarray, np.ndarray]  # vertices [V, 3] float64, faces [T, 3] int64
-
-PROFILE_POINTS = 12  # rings along the axis of a surface of revolution
-RING_POINTS = 14
+from backend.training.primitives import Mesh, box, capsule, join, lathe, primitive, random_rotation
 
 
 def random_object(rng: np.random.Generator) -> Mesh:
-    """An object in subject space: bounding box centred at the origin, half diagonal `SUBJECT_RADIUS`.
+    """An object in subject space: bounding box centred at the origin, half diagonal `SUBJECT_RADIUS`."""
+    make = rng.choice([_heap, _creature, _chest, _plant], p=[0.5, 0.3, 0.08, 0.12])
+    vertices, faces = join(make(rng))
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    scale = SUBJECT_RADIUS / (0.5 * np.linalg.norm(high - low))
+    return (vertices - 0.5 * (low + high)) * scale, faces
 
-    A body, then parts that sit on the surface of what is there, half of them mirrored left to right (subject y).
-    """
+
+def _heap(rng: np.random.Generator) -> list[Mesh]:
+    """A body, then parts that sit on the surface of what is there, half of them mirrored left to right."""
     meshes = [_body(rng)]
     for _ in range(int(rng.integers(0, 4))):
         vertices = np.concatenate([mesh[0] for mesh in meshes])
         part = _part(rng, anchor=vertices[rng.integers(len(vertices))], size=np.ptp(meshes[0][0], axis=0).max())
         meshes.append(part)
         if rng.random() < 0.5:
-            meshes.append((part[0] * [1.0, -1.0, 1.0], part[1][:, ::-1]))
-    vertices, faces = _join(meshes)
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    scale = SUBJECT_RADIUS / (0.5 * np.linalg.norm(high - low))
-    return (vertices - 0.5 * (low + high)) * scale, faces
+            meshes.append(_mirrored(part))
+    return meshes
 
 
 def _body(rng: np.random.Generator) -> Mesh:
-    vertices, faces = _primitive(rng)
+    vertices, faces = primitive(rng)
     vertices = vertices * np.exp(rng.uniform(-0.8, 0.8, 3))
     if rng.random() < 0.3:
-        vertices = vertices @ _random_rotation(rng, tilt=np.pi).T
+        vertices = vertices @ random_rotation(rng, tilt=np.pi).T
     return vertices, faces
 
 
 def _part(rng: np.random.Generator, anchor: np.ndarray, size: float) -> Mesh:
-    vertices, faces = _primitive(rng)
+    vertices, faces = primitive(rng)
     vertices = vertices * np.exp(rng.uniform(-1.1, 0.3, 3)) * size * rng.uniform(0.2, 0.5)
-    vertices = vertices @ _random_rotation(rng, tilt=rng.choice([0.3, np.pi])).T
+    vertices = vertices @ random_rotation(rng, tilt=rng.choice([0.3, np.pi])).T
     return vertices + anchor, faces
 
 
-def _primitive(rng: np.random.Generator) -> Mesh:
-    """A primitive of about unit half size, its axis along z."""
-    kind = rng.choice(["box", "sphere", "cylinder", "cone", "capsule", "lathe", "torus"], p=[0.25, *[0.125] * 6])
-    if kind == "box":
-        return _box(int(rng.integers(3, 6)))
-    if kind == "torus":
-        return _torus(minor=rng.uniform(0.2, 0.45))
-    z = np.linspace(-1.0, 1.0, PROFILE_POINTS)
-    if kind == "sphere":
-        z = np.sin(z * np.pi / 2)
-        radius = np.sqrt(np.maximum(1.0 - z**2, 0.0))
-    elif kind == "cylinder":
-        radius = np.ones_like(z)
-    elif kind == "cone":
-        radius = (1.0 - z) / 2 * rng.uniform(0.7, 1.0) + rng.uniform(0.0, 0.3)
-    elif kind == "capsule":
-        radius = np.sqrt(np.clip(1.0 - np.maximum(np.abs(z) - 0.6, 0.0) ** 2 / 0.16, 0.0, 1.0)) * 0.5
-    else:
-        knots = rng.uniform(0.2, 1.0, int(rng.integers(3, 7)))
-        radius = np.interp(z, np.linspace(-1, 1, len(knots)), knots)
-    return _lathe(z, radius)
-
-
-def _lathe(z: np.ndarray, radius: np.ndarray) -> Mesh:
-    """A surface of revolution about z through rings (z [P], radius [P]), closed by a fan at both ends."""
-    angle = np.arange(RING_POINTS) * 2 * np.pi / RING_POINTS
-    rings = np.stack(
-        [radius[:, None] * np.cos(angle), radius[:, None] * np.sin(angle), np.repeat(z[:, None], RING_POINTS, 1)], -1
+def _creature(rng: np.random.Generator) -> list[Mesh]:
+    """Head towards +x; stands on two legs or four, some with a neck, a tail, wings or arms."""
+    upright = rng.random() < 0.45
+    length, width, height = (
+        (rng.uniform(0.2, 0.4), rng.uniform(0.25, 0.45), rng.uniform(0.4, 0.7))
+        if upright
+        else (rng.uniform(0.5, 1.0), rng.uniform(0.2, 0.4), rng.uniform(0.2, 0.4))
     )
-    vertices = np.concatenate([rings.reshape(-1, 3), [[0, 0, z[0]], [0, 0, z[-1]]]])
-    faces = [_grid_faces(len(z), RING_POINTS, wrap_rows=False)]
-    column = np.arange(RING_POINTS)
-    following = (column + 1) % RING_POINTS
-    bottom, top = len(vertices) - 2, len(vertices) - 1
-    last = (len(z) - 1) * RING_POINTS
-    faces.append(np.stack([following, column, np.full_like(column, bottom)], -1))
-    faces.append(np.stack([last + column, last + following, np.full_like(column, top)], -1))
-    return vertices, np.concatenate(faces)
+    meshes = [_placed(primitive(rng, ("sphere", "box", "capsule", "cylinder")), (length, width, height), (0, 0, 0))]
+    hip, leg = 0.5 * height, rng.uniform(0.4, 1.0)
+    thickness, apart = rng.uniform(0.06, 0.14), rng.uniform(0.5, 0.8) * width
+    for x in (0.0,) if upright else (0.7 * length, -0.7 * length):
+        meshes += _pair(_limb((x, apart, -hip), (x, apart, -hip - leg), thickness))
+    neck = np.array([rng.uniform(0.0, 0.3) if upright else length, 0, height + rng.uniform(0.0, 0.5)])
+    size = rng.uniform(0.18, 0.4)
+    meshes.append(_limb((0.0 if upright else 0.8 * length, 0, 0.5 * height), neck, thickness * 1.3))
+    head = primitive(rng, ("sphere", "box"))
+    meshes.append(_placed(head, size * rng.uniform(0.7, 1.3, 3), (*neck[:2], neck[2] + size / 2)))
+    if rng.random() < 0.5:
+        end = (-length - rng.uniform(0.3, 0.9), 0, rng.uniform(-0.3, 0.5))
+        meshes.append(_limb((-0.8 * length, 0, 0), end, thickness))
+    if rng.random() < (0.6 if upright else 0.35):
+        wing = rng.random() < 0.5
+        span, deep = rng.uniform(0.5, 1.2), rng.uniform(0.2, 0.4) if wing else thickness
+        thick = 0.05 if wing else thickness
+        tilt = rng.uniform(-0.5, 0.5) * span
+        flat = _placed(primitive(rng, ("sphere", "box")), (deep, span / 2, thick), (0, 0.7 * width + span / 2, 0))
+        flat[0][:, 2] += 0.4 * height + tilt * (flat[0][:, 1] - width)
+        meshes += _pair(flat)
+    return meshes
 
 
-def _torus(minor: float) -> Mesh:
-    u = np.arange(RING_POINTS + 4) * 2 * np.pi / (RING_POINTS + 4)
-    v = np.arange(10) * 2 * np.pi / 10
-    ring = 1.0 - minor + minor * np.cos(v)
-    vertices = np.stack(
-        [
-            np.cos(u)[:, None] * ring,
-            np.sin(u)[:, None] * ring,
-            np.broadcast_to(minor * np.sin(v), (len(u), len(v))),
-        ],
-        -1,
-    ).reshape(-1, 3)
-    return vertices, _grid_faces(len(u), len(v), wrap_rows=True)
+def _chest(rng: np.random.Generator) -> list[Mesh]:
+    """A box with a lid, or a jar with one: what opens, opens at six tenths of its height."""
+    wide = rng.uniform(0.5, 1.2, 2)
+    base, lid = (box(4), box(4)) if rng.random() < 0.6 else (primitive(rng, ("cylinder",)), primitive(rng, ("sphere",)))
+    return [_placed(base, (*wide, 0.58), (0, 0, -0.42)), _placed(lid, (*(1.05 * wide), 0.38), (0, 0, 0.6))]
 
 
-def _box(cells: int) -> Mesh:
-    """A cube of half size 1 whose faces are grids of `cells` squares a side."""
-    line = np.linspace(-1.0, 1.0, cells + 1)
-    u, v = (grid.ravel() for grid in np.meshgrid(line, line, indexing="ij"))
-    index = np.arange((cells + 1) ** 2).reshape(cells + 1, cells + 1)
-    a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
-    square = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
-    sides = []
-    for axis in range(3):
-        for sign in (-1.0, 1.0):
-            vertices = np.empty((len(u), 3))
-            vertices[:, axis], vertices[:, (axis + 1) % 3], vertices[:, (axis + 2) % 3] = sign, u, v
-            sides.append((vertices, square if sign > 0 else square[:, ::-1]))
-    return _join(sides)
+def _plant(rng: np.random.Generator) -> list[Mesh]:
+    """A pot, a stem, leaves to both sides, and a blossom or a crown."""
+    tall, stem = rng.uniform(0.8, 1.6), rng.uniform(0.05, 0.15)
+    z = np.linspace(-0.5, 0.0, 5)
+    meshes = [_limb((0, 0, 0), (0, 0, tall), stem)]
+    if rng.random() < 0.7:
+        meshes.append(lathe(z, rng.uniform(0.25, 0.35) + rng.uniform(0.0, 0.3) * (z + 0.5)))
+    for _ in range(int(rng.integers(0, 4))):
+        out, up = rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.9) * tall
+        leaf = primitive(rng, ("sphere",))[0] * [out / 2, 0.15, 0.05] + [out / 2, 0, 0]
+        leaf[:, 2] += up + rng.uniform(0.0, 0.8) * leaf[:, 0]
+        angle = rng.uniform(0, 2 * np.pi)
+        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+        meshes.append((leaf @ turn.T, primitive(rng, ("sphere",))[1]))
+    crown = primitive(rng, ("sphere", "cone", "torus", "lathe"))
+    return [*meshes, _placed(crown, rng.uniform(0.15, 0.6) * rng.uniform(0.6, 1.4, 3), (0, 0, tall))]
 
 
-def _grid_faces(rows: int, columns: int, wrap_rows: bool) -> np.ndarray:
-    """Triangles [T, 3] of a grid of vertices whose columns (and, if asked, rows) close on themselves."""
-    i, j = np.meshgrid(np.arange(rows if wrap_rows else rows - 1), np.arange(columns), indexing="ij")
-    down, right = (i + 1) % rows, (j + 1) % columns
-    a, b, c, d = i * columns + j, i * columns + right, down * columns + right, down * columns + j
-    return np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
+def _placed(mesh: Mesh, half_sizes: Sequence[float], centre: Sequence[float]) -> Mesh:
+    return mesh[0] * np.asarray(half_sizes, float) + np.asarray(centre, float), mesh[1]
 
 
-def _join(meshes: list[Mesh]) -> Mesh:
-    starts = np.cumsum([0, *(len(vertices) for vertices, _ in meshes[:-1])])
-    return (
-        np.concatenate([vertices for vertices, _ in meshes]),
-        np.concatenate([faces + start for (_, faces), start in zip(meshes, starts, strict=True)]),
-    )
+def _limb(start: Sequence[float], end: Sequence[float], radius: float) -> Mesh:
+    """A capsule between two points."""
+    start, end = np.asarray(start, float), np.asarray(end, float)
+    length = float(np.linalg.norm(end - start))
+    along = (end - start) / length
+    helper = np.eye(3)[np.abs(along).argmin()]
+    across = np.cross(along, helper) / np.linalg.norm(np.cross(along, helper))
+    frame = np.stack([across, np.cross(along, across), along])
+    vertices, faces = capsule()
+    return (vertices * [radius, radius, length / 2]) @ frame + (start + end) / 2, faces
 
 
-def _random_rotation(rng: np.random.Generator, tilt: float) -> np.ndarray:
-    """A rotation matrix [3, 3]: a random axis, an angle up to `tilt` radians."""
-    axis = rng.normal(size=3)
-    x, y, z = axis / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = rng.uniform(-tilt, tilt)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+def _mirrored(mesh: Mesh) -> Mesh:
+    return mesh[0] * [1.0, -1.0, 1.0], mesh[1][:, ::-1]
+
+
+def _pair(mesh: Mesh) -> list[Mesh]:
+    return [mesh, _mirrored(mesh)]

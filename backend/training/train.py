@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from backend.training.codec import CodecSettings, train_codec
 from backend.training.export import export_starter
-from backend.training.starter import StarterSettings, train_video
+from backend.training.motions import MOTIONS
+from backend.training.starter import StarterSettings
+from backend.training.video import train_video
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m backend train", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
-    for name, minutes, explanation in (
-        ("codec", 20, "the picture codec"),
-        ("video", 100, "the video model, on the codec's latents"),
-    ):
-        stage = stages.add_parser(name, help=f"train {explanation}; a run that was stopped goes on")
-        stage.add_argument("--minutes", type=float, default=minutes, help="of training in all (default %(default)s)")
+    codec = stages.add_parser("codec", help="train the picture codec; a run that was stopped goes on")
+    codec.add_argument("--minutes", type=float, default=20, help="of training in all (default %(default)s)")
+    video = stages.add_parser("video", help="train the video model on the codec's latents; a stopped run goes on")
+    video.add_argument("--steps", type=int, default=5000, help="of training in all (default %(default)s)")
+    video.add_argument("--batch", type=int, default=StarterSettings.batch, help="clips a step (default %(default)s)")
+    video.add_argument("--rate", type=float, default=StarterSettings.learning_rate, help="learning rate at its peak")
+    video.add_argument(
+        "--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION", help="what to teach"
+    )
+    video.add_argument("--start", type=Path, metavar="DIR", help="weights to start from, such as weights/starter")
+    for stage in (codec, video):
         stage.add_argument("--threads", type=int, default=torch.get_num_threads())
         stage.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     export = stages.add_parser("export", help="write a finished run as a folder of weights")
@@ -38,5 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stage == "codec":
         train_codec(options.out, options.minutes, CodecSettings())
     else:
-        train_video(options.out, options.minutes, StarterSettings())
+        chosen = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
+        settings = replace(StarterSettings(), **chosen)
+        train_video(options.out, options.steps, settings, options.start)
     return 0

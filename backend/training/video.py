@@ -1,0 +1,179 @@
+"""Trains the video model: `python -m backend train video`, or the same through `accelerate launch`.
+
+    python -m backend train codec --out runs/mine --minutes 20
+    python -m backend train video --out runs/mine --steps 5000
+    python -m backend train export --out runs/mine --to weights/mine
+
+A killed run goes on from its last save with the same losses that it would have had: what a step draws follows from
+its number, and the rest (weights, optimiser, average) is on disk. All processes together take `batch` clips a step.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers import AutoencoderKL
+from transformers import PreTrainedTokenizerFast
+
+from backend.mv_vdm.pipeline import MVVDM
+from backend.protocol import UserError
+from backend.training.captions import build_tokenizer
+from backend.training.clips import HELD_OUT_SEED
+from backend.training.latents import LatentStore
+from backend.training.loop import Average, RunLog, cosine_rate, load_state, save_state
+from backend.training.objective import Batch, Draw, draw_frames, draw_noise, pure_noise_error, training_loss
+from backend.training.starter import StarterModel, StarterSettings, build_scheduler
+
+HELD_OUT_BATCH = 4
+STATE = "video.state.safetensors"
+
+
+def train_video(out: Path, steps: int, settings: StarterSettings, start: Path | None = None) -> None:
+    """Trains up to step `steps`, resumes from `out`, keeps the averaged weights beside the state.
+
+    Args:
+        out: folder of the run; its `vae` folder is the codec.
+        start: folder of weights that a fresh run starts from, instead of from nothing.
+
+    Raises:
+        UserError: the batch can't be shared out evenly among the processes.
+    """
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    part = share_of_batch(settings.batch, accelerator.process_index, accelerator.num_processes)
+    run = VideoRun(out, steps, settings, start, accelerator)
+    for batch, draw in draw_batches(run.store(), settings, run.levels, run.state.step, steps, part):
+        run.train_on(batch, draw)
+        run.report()
+    accelerator.end_training()
+
+
+def share_of_batch(batch: int, process: int, processes: int) -> slice:
+    """The clips of each batch that one process of several takes."""
+    if batch % processes:
+        raise UserError(
+            f"A batch of {batch} clips can't be shared out evenly among {processes} processes.",
+            f"Give --batch as a multiple of {processes}.",
+        )
+    each = batch // processes
+    return slice(process * each, (process + 1) * each)
+
+
+def draw_batches(
+    store: LatentStore, settings: StarterSettings, levels: int, first: int, steps: int, part: slice
+) -> Iterator[tuple[Batch, Draw]]:
+    """This process's part of the batches of steps `first`.. `steps`, whatever was drawn before."""
+    for step in range(first, steps):
+        rng = np.random.default_rng((settings.seed, step))
+        batch = store.draw(rng, settings.batch, step, settings.repeats, part)
+        if step < settings.sparse_share * steps:
+            batch = draw_frames(batch, settings.sparse_frames, rng)
+        yield batch, draw_noise(batch["latents"].shape[1:], levels, settings, step)[part]
+
+
+class VideoRun:
+    """One process's networks, optimiser, average and log of a run; only the main process writes."""
+
+    def __init__(
+        self, out: Path, steps: int, settings: StarterSettings, start: Path | None, accelerator: Accelerator
+    ) -> None:
+        self.out, self.steps, self.settings, self.accelerator = out, steps, settings, accelerator
+        torch.manual_seed(settings.seed)
+        self.codec = AutoencoderKL.from_pretrained(out / "vae").eval()
+        self.tokenizer, self.scheduler = run_tokenizer(out, accelerator), build_scheduler()
+        self.levels = self.scheduler.config.num_train_timesteps
+        self.model = StarterModel(settings, self.codec.config.latent_channels, self.tokenizer.get_vocab())
+        if start is not None:
+            start_from(self.model, self.tokenizer, start)
+        self.model.to(accelerator.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        )
+        self.average = Average(self.model, settings.average_decay)
+        self.state = load_state(out / STATE, self.model, self.optimizer, self.average.shadow)
+        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        self.writes = accelerator.is_main_process
+        self.log = RunLog(out / "video.csv", after_step=self.state.step, active=self.writes)
+        self.held_out = self._held_out_batches() if self.writes else []
+        self.started = time.monotonic() - self.state.seconds
+        self.losses: list[float] = []
+
+    def store(self, name: str = "clips", **where: object) -> LatentStore:
+        """The prepared clips of this run, in its folder `name`."""
+        settings = self.settings
+        return LatentStore(
+            self.out / name,
+            self.codec,
+            self.tokenizer,
+            settings.size,
+            settings.frames,
+            settings.motions,
+            shard_clips=settings.shard_clips,
+            **where,
+        )
+
+    def _held_out_batches(self) -> list[Batch]:
+        """Two clips of each motion, of objects that are never trained on."""
+        store = self.store("held_out", first_seed=HELD_OUT_SEED, balanced=True)
+        batches = store.all(-(-2 * len(self.settings.motions) // HELD_OUT_BATCH), HELD_OUT_BATCH)
+        return [{key: value.to(self.accelerator.device) for key, value in batch.items()} for batch in batches]
+
+    def train_on(self, batch: Batch, draw: Draw) -> None:
+        """One step of the optimiser."""
+        device, settings, state = self.accelerator.device, self.settings, self.state
+        batch = {key: value.to(device) for key, value in batch.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, state.step / self.steps)
+        loss = training_loss(self.wrapped, self.scheduler, batch, draw.to(device), settings)
+        self.stepper.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.stepper.step()
+        self.average.update(self.model, state.step)
+        self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
+        state.step += 1
+        state.seconds = time.monotonic() - self.started
+
+    def report(self) -> None:
+        """Logs, saves and measures where it is time."""
+        step, settings = self.state.step, self.settings
+        last = step == self.steps
+        if last or step % settings.log_steps == 0:
+            self.log.write(step=step, seconds=round(self.state.seconds), loss=float(np.mean(self.losses)))
+            self.losses.clear()
+        if self.writes and (last or step % settings.save_steps == 0):
+            save_state(self.out / STATE, self.model, self.optimizer, self.state, self.average.shadow)
+        if self.writes and (last or step % settings.measure_steps == 0):
+            averaged = copy.deepcopy(self.model).eval()
+            self.average.copy_to(averaged)
+            self.log.write(step=step, **pure_noise_error(averaged, self.scheduler, self.held_out))
+
+
+def run_tokenizer(out: Path, accelerator: Accelerator | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run began with, or a new one: later words in the code must not move its rows."""
+    folder = out / "tokenizer"
+    if not folder.exists() and (accelerator is None or accelerator.is_main_process):
+        build_tokenizer().save_pretrained(folder)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def start_from(model: StarterModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Puts the weights of a finished model in `folder` into a new one whose words may be others: words keep theirs."""
+    finished = MVVDM.from_pretrained(folder)
+    model.unet.load_state_dict(finished.unet.float().state_dict())
+    model.image_encoder.load_state_dict(finished.image_encoder.float().state_dict())
+    tensors = finished.text_encoder.float().state_dict()
+    name = next(key for key in tensors if key.endswith("token_embedding.weight"))
+    table = model.text_encoder.state_dict()[name].clone()
+    known = finished.tokenizer.get_vocab()
+    for word, row in tokenizer.get_vocab().items():
+        if word in known:
+            table[row] = tensors[name][known[word]]
+    model.text_encoder.load_state_dict(tensors | {name: table})

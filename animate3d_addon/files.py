@@ -47,6 +47,17 @@ def load(path: Path, object_name: str | None = None, frame: float = 0.0) -> list
     return _pick(path, object_name)
 
 
+def load_moving(path: Path) -> list[bpy.types.Object]:
+    """Like `load` for all that a file shows, but what is animated stays so. Raises `UserError`."""
+    path = Path(path).absolute()
+    precheck.check(path, READABLE)
+    if path.suffix.lower() == ".blend":
+        _open_blend(path)
+    else:
+        _import(path)
+    return _pick(path, None)
+
+
 def _open_blend(path: Path) -> None:
     try:
         with quiet():

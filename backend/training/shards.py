@@ -1,0 +1,150 @@
+"""Rendered clips in shards of the WebDataset layout: plain tar files in which the entries of a sample share a key.
+
+    fox-0.json          caption, licence, source, appearance, frames, fovy, c2w [n, 4, 4] camera-to-world, OpenGL
+    fox-0.npz           vertices [F, V, 3] float32 and faces [T, 3] int32, subject space
+    fox-0.v0f00.png     view 0, frame 0, RGBA with straight alpha; and so on
+
+A shard gets its name only when it is whole: a writer that was killed leaves whole shards and one `.part`, which the
+next one replaces. Standard library, numpy and pillow only: Blender's side writes what training reads.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from backend.protocol import UserError
+
+
+class ShardWriter:
+    """Writes samples to `folder`; as a context manager it finishes the last shard unless there was an error.
+
+    `done` holds the keys that finished shards have: what a second run can leave out.
+    """
+
+    def __init__(self, folder: Path, samples_per_shard: int = 16, prefix: str = "clips") -> None:
+        self.folder, self.samples_per_shard, self.prefix = folder, samples_per_shard, prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        finished = sorted(folder.glob(f"{prefix}-*.tar"))
+        self.done = {key for path in finished for key, _ in _samples(path)}
+        self.index = 1 + max((int(path.stem.rpartition("-")[2]) for path in finished), default=-1)
+        self.tar: tarfile.TarFile | None = None
+        self.samples = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self.tar is not None:
+            self.tar.close()  # stays a .part
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.prefix}-{self.index:06d}.tar"
+
+    def write(self, key: str, entries: dict[str, bytes]) -> None:
+        """Adds a sample: the bytes of each entry by its ending ("json", "v0f00.png")."""
+        if self.tar is None:
+            self.tar = tarfile.open(self._path.with_suffix(".tar.part"), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        for ending, content in entries.items():
+            info = tarfile.TarInfo(f"{key}.{ending}")
+            info.size = len(content)
+            self.tar.addfile(info, io.BytesIO(content))
+        self.done.add(key)
+        self.samples += 1
+        if self.samples == self.samples_per_shard:
+            self.finish()
+
+    def finish(self) -> None:
+        """Ends the shard that is being written."""
+        if self.tar is None:
+            return
+        self.tar.close()
+        os.replace(self._path.with_suffix(".tar.part"), self._path)
+        self.tar, self.samples, self.index = None, 0, self.index + 1
+
+
+@dataclass(frozen=True)
+class RenderedClip:
+    """A sample, decoded."""
+
+    key: str
+    pictures: np.ndarray  # [n, F, H, W, 4] uint8, straight alpha
+    c2w: np.ndarray  # [n, 4, 4] float64
+    fovy: float  # degrees
+    vertices: np.ndarray  # [F, V, 3] float32, subject space
+    faces: np.ndarray  # [T, 3] int32
+    caption: str
+    licence: str
+    appearance: str  # color | position
+
+    def entries(self) -> dict[str, bytes]:
+        """What `ShardWriter.write` takes, but for the pictures, which are on disk already where Blender made them."""
+        about = {
+            "caption": self.caption,
+            "licence": self.licence,
+            "appearance": self.appearance,
+            "frames": len(self.vertices),
+            "fovy": self.fovy,
+            "c2w": self.c2w.tolist(),
+        }
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, vertices=self.vertices.astype(np.float32), faces=self.faces.astype(np.int32))
+        return {"json": json.dumps(about).encode(), "npz": arrays.getvalue()}
+
+
+def read_shards(folder: Path) -> Iterator[RenderedClip]:
+    """The clips of all whole shards in a folder, in the order of their names; raises `UserError`."""
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise UserError(f"There are no shards in “{folder}”.", "Make some with tools/render_dataset.py.")
+    for path in paths:
+        for key, entries in _samples(path):
+            try:
+                yield _decode(key, entries)
+            except (KeyError, ValueError, TypeError, OSError) as error:
+                raise UserError(f"The clip “{key}” in “{path.name}” can't be read.", "Render it again.") from error
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The entries of each sample of one shard by their endings."""
+    key, entries = "", {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name, _, ending = member.name.partition(".")
+                if name != key and entries:
+                    yield key, entries
+                    entries = {}
+                key = name
+                entries[ending] = tar.extractfile(member).read()
+    except (tarfile.TarError, AttributeError, OSError) as error:
+        raise UserError(f"The shard “{path.name}” is damaged.", "Delete it and render its clips again.") from error
+    if entries:
+        yield key, entries
+
+
+def _decode(key: str, entries: dict[str, bytes]) -> RenderedClip:
+    about = json.loads(entries["json"])
+    with np.load(io.BytesIO(entries["npz"]), allow_pickle=False) as arrays:
+        vertices, faces = arrays["vertices"], arrays["faces"]
+    c2w = np.array(about["c2w"], np.float64)
+    pictures = [
+        [_picture(entries[f"v{view}f{frame:02d}.png"]) for frame in range(about["frames"])] for view in range(len(c2w))
+    ]
+    words = (str(about[name]) for name in ("caption", "licence", "appearance"))
+    return RenderedClip(key, np.array(pictures), c2w, float(about["fovy"]), vertices, faces, *words)
+
+
+def _picture(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))

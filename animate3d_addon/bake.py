@@ -36,6 +36,7 @@ class BakeSettings:
     name: str = "Animate3D"  # of the keys and the action
     apply_modifiers: bool = False  # make plain meshes of objects with modifiers and of curves first (batch mode)
     rest_frame: float | None = None  # timeline frame at which the objects were captured; None is the current one
+    places: tuple[np.ndarray, ...] = ()  # their world matrices [4, 4] then, in the subject's order; empty: as now
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def local_moves(
     for obj in chosen:
         check_object(obj, settings)
     frame = bpy.context.scene.frame_current_final if settings.rest_frame is None else settings.rest_frame
+    places = captured_places(subject, settings)
     with temporary_scene() as scene:
-        local = _local_offsets(chosen, offsets, scene, frame, settings)
+        local = _local_offsets(chosen, offsets, places, scene, frame, settings)
     if settings.apply_modifiers:
         chosen = make_plain(chosen, frame)
     return list(zip(chosen, local, strict=True))
@@ -120,6 +122,40 @@ def _split_offsets(subject: protocol.Subject, motion: protocol.Motion) -> list[n
     return np.split(motion.offsets[1:], np.cumsum(subject.object_counts)[:-1], axis=1)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an object was when it was captured, and how it looked."""
+
+    matrix: np.ndarray  # [4, 4]
+    vertices: np.ndarray  # [V, 3], local
+
+    def since(self, piece: meshes.Piece) -> np.ndarray:
+        """What took the object from there to where it is now [4, 4]; nothing where it has other vertices by now.
+
+        Who applied a transform meanwhile has moved the vertices, and the look is where it was.
+        """
+        size = np.ptp(self.vertices, axis=0).max()
+        if self.vertices.shape != piece.vertices.shape or np.abs(self.vertices - piece.vertices).max() > 1e-3 * size:
+            return np.eye(4)
+        return piece.matrix_world @ np.linalg.inv(self.matrix)
+
+
+def captured_places(subject: protocol.Subject, settings: BakeSettings) -> list[Place | None]:
+    """One for each object of the subject; None where that isn't known, or where the object was squashed flat."""
+    count = len(subject.object_counts)
+    if len(settings.places) != count:
+        return [None] * count
+    world = np.split(
+        protocol.transform_points(subject.to_world, subject.vertices), np.cumsum(subject.object_counts)[:-1]
+    )
+    return [
+        Place(matrix, protocol.transform_points(np.linalg.inv(matrix), vertices))
+        if len(vertices) and abs(np.linalg.det(matrix)) > 1e-30
+        else None
+        for matrix, vertices in zip(settings.places, world, strict=True)
+    ]
+
+
 def check_object(obj: bpy.types.Object, settings: BakeSettings) -> None:
     if obj.library is not None or obj.override_library is not None:
         raise protocol.UserError(
@@ -143,20 +179,23 @@ def _will_be_plain(obj: bpy.types.Object, settings: BakeSettings) -> bool:
 def _local_offsets(
     objects: Sequence[bpy.types.Object],
     offsets: Sequence[np.ndarray],
+    places: Sequence[Place | None],
     scene: bpy.types.Scene,
     frame: float,
     settings: BakeSettings,
 ) -> list[np.ndarray]:
     """Per object [F-1, V, 3] float32: what to add to the mesh's own vertices so that its look moves by `offsets`."""
     result = []
-    for obj, world, piece in zip(objects, offsets, meshes.evaluate(objects, scene, frame), strict=True):
+    pieces = meshes.evaluate(objects, scene, frame)
+    for obj, world, place, piece in zip(objects, offsets, places, pieces, strict=True):
         if len(piece.vertices) != world.shape[1]:
             raise protocol.UserError(
                 f"“{obj.name}” has changed since: it had {world.shape[1]} vertices and has {len(piece.vertices)} now.",
                 "Undo the change, or start again.",
             )
+        then = piece.matrix_world if place is None else np.linalg.inv(place.since(piece)) @ piece.matrix_world
         # The pseudo-inverse also serves an object that is squashed flat by a scale of zero.
-        local = world.astype(np.float64) @ np.linalg.pinv(piece.matrix_world[:3, :3], rcond=1e-12).T
+        local = world.astype(np.float64) @ np.linalg.pinv(then[:3, :3], rcond=1e-12).T
         if meshes.is_deformed(obj) and not _will_be_plain(obj, settings):
             local = _through_deformation(obj, local, piece, scene, frame)
         result.append(local.astype(np.float32))
@@ -267,7 +306,11 @@ def _set_fcurve(fcurves: bpy.types.ActionFCurves, key: bpy.types.ShapeKey, point
     if stale is not None:
         fcurves.remove(stale)
     key.driver_remove("value")
-    fcurve = fcurves.new(path)
+    set_points(fcurves.new(path), points, repeats)
+
+
+def set_points(fcurve: bpy.types.FCurve, points: Points | np.ndarray, repeats: bool) -> None:
+    """Straight lines between points [N, 2] (timeline frame, value), repeated for ever or not."""
     fcurve.keyframe_points.add(len(points))
     fcurve.keyframe_points.foreach_set("co", np.array(points, np.float32).ravel())
     for point in fcurve.keyframe_points:

@@ -19,9 +19,10 @@ import bpy
 import numpy as np
 from mathutils import Matrix, Quaternion
 
-from . import bake, compat, files
+from . import bake, compat, files, meshes
 from .bake import BakeSettings
 from .shared import protocol
+from .temporary import temporary_scene
 from .timing import Timing
 
 SHORTEST_BONE = 1e-3  # in the armature's units: Blender deletes bones that have no length
@@ -35,25 +36,26 @@ def bake_rig(
     subject: protocol.Subject,
     rig: protocol.Rig,
     settings: BakeSettings = DEFAULT,
+    timing: Timing | None = None,
 ) -> bpy.types.Object:
     """Puts the motion onto the objects that were captured as an armature, which is returned; its objects are skinned.
 
     `objects` may be in any order and may hold more than was captured. `skinned_by` lists what hangs on the armature.
-    Raises `UserError` before anything is changed.
+    Without `timing` the motion plays once, as the settings say. Raises `UserError` before anything is changed.
     """
-    chosen = _checked(objects, subject, rig, settings)
+    chosen, since = check(objects, subject, rig, settings)
     if settings.apply_modifiers:
-        frame = bpy.context.scene.frame_current_final if settings.rest_frame is None else settings.rest_frame
-        chosen = bake.make_plain(chosen, frame)
+        chosen = bake.make_plain(chosen, _rest_frame(settings))
         _unshear(chosen)
-    names = _free_names(rig.names, {group.name for obj in chosen for group in obj.vertex_groups})
-    rig = replace(rig, names=names)
+    rig = with_free_names(rig, chosen)
     armature = _armature(chosen, rig, settings.name)
-    timing = Timing(len(rig.quats), start=settings.start, step=settings.step)
-    _animate(armature, rig, timing, settings.name)
+    armature.matrix_world = Matrix((since @ np.array(armature.matrix_world)).tolist())
+    timing = timing or Timing(len(rig.quats), start=settings.start, step=settings.step)
+    animate(armature, rig, timing, settings.name)
     for obj, bones, weights in zip(chosen, *_per_object(subject, rig), strict=True):
         bake.make_own_mesh(obj)
-        _skin(obj, armature, names, bones, weights, settings.name)
+        _weigh(obj, rig.names, bones, weights)
+        hang(obj, armature, settings.name)
     _bind(armature, chosen)
     bake.extend_timeline(bpy.context.scene, timing)
     return armature
@@ -67,10 +69,10 @@ def skinned_by(armature: bpy.types.Object) -> list[bpy.types.Object]:
     )
 
 
-def _checked(
+def check(
     objects: Sequence[bpy.types.Object], subject: protocol.Subject, rig: protocol.Rig, settings: BakeSettings
-) -> list[bpy.types.Object]:
-    """The subject's objects in its order. Raises `UserError`."""
+) -> tuple[list[bpy.types.Object], np.ndarray]:
+    """The subject's objects in its order, and where all of them have gone [4, 4] since. Raises `UserError`."""
     chosen = bake.captured(objects, subject)
     if len(rig.bones) != sum(subject.object_counts):
         raise protocol.UserError("The rig doesn't belong to these objects.", "Start the job again.")
@@ -80,28 +82,53 @@ def _checked(
             raise protocol.UserError(f"“{obj.name}” is squashed flat by its scale.", "Apply its scale, or use keys.")
         if settings.apply_modifiers:
             continue
-        if any(m.type == "ARMATURE" for m in obj.modifiers) or obj.parent_type == "ARMATURE":
-            raise protocol.UserError(
-                f"“{obj.name}” already hangs on an armature.", "Use shape keys, or apply its armature first."
-            )
+        check_free(obj)
         if len(obj.data.vertices) != count:
             raise protocol.UserError(
                 f"“{obj.name}” has another number of vertices than when it was looked at.",
                 "Apply its modifiers, or start again.",
             )
-    return chosen
+    return chosen, _moved_since(chosen, subject, settings)
 
 
-def _free_names(names: Sequence[str], taken: set[str]) -> tuple[str, ...]:
-    """Bone names that no vertex group has yet: a group of a bone's name would hang on it."""
+def check_free(obj: bpy.types.Object) -> None:
+    """Raises `UserError` where the object has an armature already."""
+    if any(m.type == "ARMATURE" and m.show_viewport for m in obj.modifiers) or obj.parent_type == "ARMATURE":
+        raise protocol.UserError(
+            f"“{obj.name}” already hangs on an armature.", "Use shape keys, or apply its armature first."
+        )
+
+
+def _moved_since(objects: Sequence[bpy.types.Object], subject: protocol.Subject, settings: BakeSettings) -> np.ndarray:
+    """What has moved all objects [4, 4] since they were captured. Raises `UserError` where a skeleton can't follow."""
+    places = bake.captured_places(subject, settings)
+    if not any(places):
+        return np.eye(4)
+    with temporary_scene() as scene:
+        pieces = meshes.evaluate(objects, scene, _rest_frame(settings))
+        since = [place.since(piece) for place, piece in zip(places, pieces, strict=True) if place is not None]
+    if not all(np.allclose(other, since[0], atol=1e-4 * np.abs(since[0]).max()) for other in since):
+        raise protocol.UserError("The objects were moved against each other since.", "Start again, or use shape keys.")
+    if not _is_similarity(since[0][:3, :3]):
+        raise protocol.UserError("The objects were squeezed or mirrored since.", "Start again, or use shape keys.")
+    return since[0]
+
+
+def _rest_frame(settings: BakeSettings) -> float:
+    return bpy.context.scene.frame_current_final if settings.rest_frame is None else settings.rest_frame
+
+
+def with_free_names(rig: protocol.Rig, objects: Sequence[bpy.types.Object]) -> protocol.Rig:
+    """The rig with bone names that no vertex group has yet: a group of a bone's name would hang on it."""
+    taken = {group.name for obj in objects for group in obj.vertex_groups}
     found = []
-    for name in names:
+    for name in rig.names:
         while name in taken:
             stem, dot, side = name.partition(".")
             name = f"{stem}_{dot}{side}"
-        taken = taken | {name}
+        taken.add(name)
         found.append(name)
-    return tuple(found)
+    return replace(rig, names=tuple(found))
 
 
 def _per_object(subject: protocol.Subject, rig: protocol.Rig) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -111,16 +138,15 @@ def _per_object(subject: protocol.Subject, rig: protocol.Rig) -> tuple[list[np.n
 
 
 def _armature(objects: Sequence[bpy.types.Object], rig: protocol.Rig, name: str) -> bpy.types.Object:
-    """The armature at the root bone's head, in rest pose; its scale is 1 unless the bones would be too short."""
+    """The armature at the root bone's head, in rest pose."""
     data = bpy.data.armatures.new(f"{name} rig")
     armature = bpy.data.objects.new(data.name, data)
     layer = bpy.context.view_layer
-    _link_beside(armature, objects[0])
-    shortest = np.linalg.norm(rig.tails - rig.heads, axis=1).min()
+    link_beside(armature, objects[0])
     armature.location = rig.heads[0]
-    armature.scale = (min(shortest / SHORTEST_BONE, 1.0),) * 3
+    armature.scale = (_scale(rig),) * 3
     armature.show_in_front = True
-    heads, tails = ((ends - rig.heads[0]) / armature.scale[0] for ends in (rig.heads, rig.tails))
+    heads, tails = ((ends - rig.heads[0]) / _scale(rig) for ends in (rig.heads, rig.tails))
     active = layer.objects.active
     layer.objects.active = armature
     bpy.ops.object.mode_set(mode="EDIT")
@@ -132,10 +158,16 @@ def _armature(objects: Sequence[bpy.types.Object], rig: protocol.Rig, name: str)
         bones.append(bone)
     bpy.ops.object.mode_set(mode="OBJECT")
     layer.objects.active = active
+    layer.update()
     return armature
 
 
-def _link_beside(armature: bpy.types.Object, obj: bpy.types.Object) -> None:
+def _scale(rig: protocol.Rig) -> float:
+    """World units to one of the armature's: 1 unless the bones would be too short."""
+    return min(float(np.linalg.norm(rig.tails - rig.heads, axis=1).min()) / SHORTEST_BONE, 1.0)
+
+
+def link_beside(armature: bpy.types.Object, obj: bpy.types.Object) -> None:
     """Into a collection of the object, or where that isn't in the view layer, into the scene's."""
     for collection in (*obj.users_collection, bpy.context.scene.collection):
         collection.objects.link(armature)
@@ -145,32 +177,40 @@ def _link_beside(armature: bpy.types.Object, obj: bpy.types.Object) -> None:
         collection.objects.unlink(armature)
 
 
-def _animate(armature: bpy.types.Object, rig: protocol.Rig, timing: Timing, name: str) -> None:
-    """Keys of location and rotation for each bone; the others of its channels stay at rest."""
-    rest = np.array([armature.data.bones[bone].matrix_local for bone in rig.names], np.float64)
-    locations, rotations = _channels(rig, rest, armature.location, armature.scale[0])
-    fcurves = compat.object_fcurves(armature, bpy.data.actions.new(name))
+def animate(armature: bpy.types.Object, rig: protocol.Rig, timing: Timing, name: str) -> None:
+    """Keys of location and rotation for each bone, in place of those that it had; other channels stay at rest.
+
+    Bones that the user has removed, or has given another name, are left alone.
+    """
+    here = [index for index, bone in enumerate(rig.names) if bone in armature.pose.bones]
+    rest = np.array([armature.data.bones[rig.names[index]].matrix_local for index in here], np.float64)
+    locations, rotations = _channels(rig, rest, here, timing.strength)
+    old = armature.animation_data.action if armature.animation_data else None
+    fcurves = compat.object_fcurves(armature, old or bpy.data.actions.new(name))
     times = [timing.start + place * timing.step for place in range(len(timing.order))]
-    for index, bone in enumerate(rig.names):
-        pose = armature.pose.bones[bone]
+    for place, index in enumerate(here):
+        pose = armature.pose.bones[rig.names[index]]
         pose.rotation_mode = "QUATERNION"
-        for path, values in (("location", locations[:, index]), ("rotation_quaternion", rotations[:, index])):
-            if np.ptp(values, axis=0).max() <= STILL:
-                continue
+        for path, values in (("location", locations[:, place]), ("rotation_quaternion", rotations[:, place])):
             for axis in range(values.shape[1]):
-                fcurve = fcurves.new(pose.path_from_id(path), index=axis)
-                fcurve.keyframe_points.add(len(times))
-                points = np.stack([times, values[timing.order, axis]], axis=1)
-                fcurve.keyframe_points.foreach_set("co", points.astype(np.float32).ravel())
-                for point in fcurve.keyframe_points:
-                    point.interpolation = "LINEAR"
-                fcurve.update()
+                stale = fcurves.find(pose.path_from_id(path), index=axis)
+                if stale is not None:
+                    fcurves.remove(stale)
+                if np.ptp(values, axis=0).max() > STILL:
+                    points = np.stack([times, values[timing.order, axis]], axis=1)
+                    bake.set_points(fcurves.new(pose.path_from_id(path), index=axis), points, timing.repeats)
+            if np.ptp(values, axis=0).max() <= STILL:  # it may have moved before
+                setattr(pose, path, values[0])
 
 
 def _channels(
-    rig: protocol.Rig, rest: np.ndarray, place: Sequence[float], scale: float
+    rig: protocol.Rig, rest: np.ndarray, here: Sequence[int], strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Locations [F, B, 3] and quaternions [F, B, 4], relative to parent and rest, from rest matrices [B, 4, 4]."""
+    """Locations [F, B, 3] and quaternions [F, B, 4] of the bones `here`, relative to parent and rest.
+
+    `rest` are their matrices [B, 4, 4] in the armature. The strength scales distances and angles.
+    """
+    place, scale = rig.heads[0], _scale(rig)
     frames, count = rig.quats.shape[:2]
     heads = (rig.heads - np.array(place, np.float64)) / scale
     moves = np.tile(np.eye(4), (frames, count, 1, 1))  # of the bone's space, in the armature's
@@ -179,23 +219,24 @@ def _channels(
     shift = heads + rig.translations / scale - (moves[..., :3, :3] @ heads[..., None])[..., 0]
     moves[..., :3, 3] = shift
     above = np.where((rig.parents < 0)[:, None, None], np.eye(4), np.linalg.inv(moves[:, np.maximum(rig.parents, 0)]))
-    own = np.linalg.inv(rest) @ above @ moves @ rest
+    own = np.linalg.inv(rest) @ (above @ moves)[:, here] @ rest
     quats = np.array([Matrix(m.tolist()).to_quaternion() for m in own[..., :3, :3].reshape(-1, 3, 3)])
-    quats = quats.reshape(frames, count, 4)
+    quats = quats.reshape(frames, len(here), 4)
     flips = np.where((quats[1:] * quats[:-1]).sum(axis=-1) < 0.0, -1.0, 1.0)
     quats[1:] *= np.cumprod(flips, axis=0)[..., None]  # the short way round
-    return own[..., :3, 3], quats
+    return strength * own[..., :3, 3], quats if strength == 1.0 else _scaled(quats, strength)
 
 
-def _skin(
-    obj: bpy.types.Object,
-    armature: bpy.types.Object,
-    names: Sequence[str],
-    bones: np.ndarray,
-    weights: np.ndarray,
-    name: str,
-) -> None:
-    """Vertex groups from bones and weights [V, K], and the modifier, as the last one: it moves the evaluated look."""
+def _scaled(quats: np.ndarray, strength: float) -> np.ndarray:
+    """Quaternions [..., 4] wxyz of the same axes and so many times the angles."""
+    sine = np.linalg.norm(quats[..., 1:], axis=-1, keepdims=True)
+    half = strength * np.arctan2(sine, quats[..., :1])
+    axis = quats[..., 1:] / np.maximum(sine, 1e-12)
+    return np.concatenate([np.cos(half), np.sin(half) * axis], axis=-1)
+
+
+def _weigh(obj: bpy.types.Object, names: Sequence[str], bones: np.ndarray, weights: np.ndarray) -> None:
+    """Vertex groups from bones and weights [V, K]."""
     for bone in np.unique(bones[weights > 0]):
         group = obj.vertex_groups.new(name=names[bone])
         vertex, column = np.nonzero((bones == bone) & (weights > 0))
@@ -204,6 +245,10 @@ def _skin(
         levels, starts = np.unique(level[order], return_index=True)
         for value, members in zip(levels, np.split(vertex[order], starts[1:]), strict=True):
             group.add(members.tolist(), float(value) / LEVELS, "REPLACE")
+
+
+def hang(obj: bpy.types.Object, armature: bpy.types.Object, name: str) -> None:
+    """The modifier, as the last one: it moves the evaluated look."""
     modifier = obj.modifiers.new(name, "ARMATURE")
     modifier.object = armature
     modifier.use_vertex_groups, modifier.use_bone_envelopes = True, False
@@ -215,7 +260,6 @@ def _bind(armature: bpy.types.Object, objects: Sequence[bpy.types.Object]) -> No
     Not below a parent that squeezes or shears: a skeleton can't, and no file format could hold it.
     """
     bpy.context.view_layer.update()
-    place = np.array(armature.matrix_world, np.float64)
     parents = {obj.parent for obj in objects if obj.parent not in objects}
     parent = parents.pop() if len(parents) == 1 else None
     above = np.eye(4) if parent is None else np.array(parent.matrix_world, np.float64)
@@ -227,10 +271,38 @@ def _bind(armature: bpy.types.Object, objects: Sequence[bpy.types.Object]) -> No
         armature.parent = parent
         armature.matrix_parent_inverse = Matrix(np.linalg.inv(above).tolist())
     for obj in objects:
-        if obj.parent == parent:
-            before = np.eye(4) if parent is None else above @ np.array(obj.matrix_parent_inverse, np.float64)
-            obj.parent = armature
-            obj.matrix_parent_inverse = Matrix((np.linalg.inv(place) @ before).tolist())
+        bind(armature, obj)
+
+
+def bind(armature: bpy.types.Object, obj: bpy.types.Object) -> None:
+    """Makes the armature the parent of an object that has the armature's own parent; it looks as before."""
+    if obj.parent != armature.parent or obj.parent_type != "OBJECT":
+        return
+    above, place = _parent_matrix(armature), np.array(armature.matrix_world, np.float64)
+    before = np.eye(4) if obj.parent is None else above @ np.array(obj.matrix_parent_inverse, np.float64)
+    obj.parent = armature
+    obj.matrix_parent_inverse = Matrix((np.linalg.inv(place) @ before).tolist())
+
+
+def unbind(armature: bpy.types.Object, obj: bpy.types.Object) -> None:
+    """Gives an object the armature's parent instead of the armature; it looks as before."""
+    if obj.parent != armature:
+        return
+    above, place = _parent_matrix(armature), np.array(armature.matrix_world, np.float64)
+    inverse = np.array(obj.matrix_parent_inverse, np.float64)
+    matrix = obj.matrix_world.copy()
+    obj.parent = armature.parent
+    inverse = np.linalg.inv(above) @ place @ inverse
+    if obj.parent is not None:
+        obj.matrix_parent_inverse = Matrix(inverse.tolist())
+    elif np.allclose(inverse, np.eye(4), atol=1e-5):  # as it was before it was bound: its own channels say where
+        obj.matrix_parent_inverse = Matrix.Identity(4)
+    else:
+        obj.matrix_world = matrix
+
+
+def _parent_matrix(armature: bpy.types.Object) -> np.ndarray:
+    return np.eye(4) if armature.parent is None else np.array(armature.parent.matrix_world, np.float64)
 
 
 def _unshear(objects: Sequence[bpy.types.Object]) -> None:

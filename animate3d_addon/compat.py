@@ -74,9 +74,11 @@ def remove_fcurves(shape_keys: bpy.types.Key, paths: Collection[str]) -> None:
             bpy.data.actions.remove(action)
 
 
-def push_down(shape_keys: bpy.types.Key, action: bpy.types.Action, name: str, start: float) -> bpy.types.NlaTrack:
-    """Puts the action that moves the shape keys, and its slot, onto an NLA track of its own."""
-    data = shape_keys.animation_data
+def push_down(
+    datablock: bpy.types.Key | bpy.types.Object, action: bpy.types.Action, name: str, start: float
+) -> bpy.types.NlaTrack:
+    """Puts the action that moves shape keys or an object, and its slot, onto an NLA track of its own."""
+    data = datablock.animation_data
     slot = data.action_slot if has_slots() else None
     track = data.nla_tracks.new()
     track.name = name
@@ -99,9 +101,9 @@ def assign(shape_keys: bpy.types.Key, action: bpy.types.Action | None, slot: bpy
         shape_keys.animation_data.action_slot = slot
 
 
-def own_action(shape_keys: bpy.types.Key | None) -> None:
-    """Gives shape keys a copy of their action, so that what is changed in it changes nothing else."""
-    data = shape_keys.animation_data if shape_keys is not None else None
+def own_action(datablock: bpy.types.Key | bpy.types.Object | None) -> None:
+    """Gives shape keys or an object a copy of their action, so that what is changed in it changes nothing else."""
+    data = datablock.animation_data if datablock is not None else None
     if data is not None and data.action is not None:
         handle = data.action_slot.handle if has_slots() and data.action_slot is not None else None
         data.action = data.action.copy()

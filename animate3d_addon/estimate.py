@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .shared import protocol
 
-STAGES = ("capture", "backend", "video", "matte", "splats", "motion", "refine")
+STAGES = ("capture", "backend", "video", "matte", "splats", "motion", "refine", "rig")
 LABELS = {
     "capture": "Looking at the object",
     "backend": "Starting",
@@ -17,9 +17,10 @@ LABELS = {
     "splats": "Building splats",
     "motion": "Fitting the motion",
     "refine": "Refining the motion",
+    "rig": "Making bones",
 }
 # Seconds on two CPU cores with the draft preset; only the first job of a kind is judged by them.
-FIRST_GUESS = {"capture": 6.0, "backend": 3.0, "video": 4.0, "matte": 0.3, "splats": 0.0, "motion": 3.0, "refine": 0.0}
+FIRST_GUESS = {"capture": 6.0, "backend": 3.0, "video": 4.0, "matte": 0.3, "motion": 3.0}
 FILE = "seconds.json"
 
 
@@ -33,7 +34,7 @@ class Estimate:
 
     def __init__(self, file: Path, kind: str) -> None:
         self._file, self._kind = file, kind
-        self._expected = {**FIRST_GUESS, **_read(file).get(kind, {})}
+        self._expected = {**dict.fromkeys(STAGES, 0.0), **FIRST_GUESS, **_read(file).get(kind, {})}
         self._measured: dict[str, float] = {}
         self._stage, self._began, self._share = "", time.monotonic(), 0.0
 

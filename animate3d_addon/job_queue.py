@@ -147,7 +147,8 @@ class JobQueue:
         self.current = job
         job.become("working")
         settings = job.settings
-        self.estimate = Estimate(self.root / TIMES, f"{settings.weights} {settings.preset} {settings.device}")
+        kind = f"{settings.weights} {settings.preset} {settings.device}{' rig' if settings.rig else ''}"
+        self.estimate = Estimate(self.root / TIMES, kind)
         try:
             self._start_backend(job)
             if not job.is_captured:

@@ -41,6 +41,9 @@ class Plan:
     step: float = 3.0
     loop: str = "OFF"
     strength: float = 1.0
+    output: str = "KEYS"  # KEYS | RIG
+    places: tuple[tuple[float, ...], ...] = ()  # world matrices of the objects, row by row, when they were looked at
+    take: str = ""  # the group of the take that becomes the output; empty: a new take
     created: float = field(default_factory=time.time)  # seconds since 1970
 
     @classmethod
@@ -48,7 +51,8 @@ class Plan:
         """Raises `UserError` where the keys are not those of a plan."""
         try:
             plan = cls(**data)
-            return replace(plan, objects=tuple(map(str, plan.objects)), uids=tuple(map(int, plan.uids)))
+            places = tuple(tuple(map(float, place)) for place in plan.places)
+            return replace(plan, objects=tuple(map(str, plan.objects)), uids=tuple(map(int, plan.uids)), places=places)
         except (TypeError, ValueError):
             raise protocol.UserError("The job's record can't be read.", "Remove the job.") from None
 

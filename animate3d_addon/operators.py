@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import places, prompts, properties, results, takes, watch
+from . import bake_rig, places, prompts, properties, results, takes, watch
 from .jobs import Job
 from .shared import protocol
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
-OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front")
+OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front", "output")
 
 
 def told(execute: Callable) -> Callable:
@@ -66,6 +67,9 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         description="Which way the object looks",
         items=[(name, name, "") for name in properties.FRONTS],
         options={"SKIP_SAVE"},
+    )
+    output: EnumProperty(
+        name="Output", description="What the motion becomes", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
     )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
@@ -299,8 +303,60 @@ class ANIMATE3D_OT_take_delete(_OfTake, bpy.types.Operator):
         takes.delete(context.object)
 
 
+class ANIMATE3D_OT_take_output(_OfTake, bpy.types.Operator):
+    """Let the shown take move the object in this way. The first time, bones take the backend a moment"""
+
+    bl_idname = "animate3d.take_output"
+    bl_label = "Output of the Take"
+
+    output: EnumProperty(
+        name="Output", description="What moves the object", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        """From the interface: where bones have to be made first, a job makes them."""
+        return told(type(self)._change_or_enqueue)(self, context)
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        """From a script: waits until it is done."""
+        if self._needs_job(context.object):
+            job = rig_job(context.object)
+            watch.work_until_done(job)
+            _apply(job)
+        else:
+            takes.become(context.object, self.output)
+
+    def _change_or_enqueue(self, context: bpy.types.Context) -> set[str] | None:
+        if not self._needs_job(context.object):
+            takes.become(context.object, self.output)
+            return None
+        watch.backend_python()
+        rig_job(context.object)
+        watch.start()
+        watch.redraw()
+        return {"CANCELLED"}  # nothing in the file has changed: no undo step
+
+    def _needs_job(self, obj: bpy.types.Object) -> bool:
+        return self.output == "RIG" and obj.animate3d.active.rig is None
+
+
+def rig_job(obj: bpy.types.Object) -> Job:
+    """Queues the job of an object's active take again, which has only the bones to do. Raises `UserError`."""
+    job = watch.queue().find(Path(obj.animate3d.active.job).name)
+    if job is None or not job.is_captured:
+        raise protocol.UserError("The files of this take's job are gone.", "Animate again with “Rig” as the output.")
+    if job.state in ("waiting", "working"):
+        raise protocol.UserError("The job of this take is at work.", "Wait until it is done.")
+    for each in takes.together(obj):
+        bake_rig.check_free(each)
+    results.plan_rig(job, obj)
+    watch.queue().add(job)
+    return job
+
+
 class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
-    """Put the shown take onto an NLA track of its own, as plain shape keys"""
+    """Put the shown take onto an NLA track of its own, as plain shape keys or a plain armature"""
 
     bl_idname = "animate3d.take_push"
     bl_label = "Push to NLA"
@@ -338,6 +394,7 @@ CLASSES = (
     ANIMATE3D_OT_open_preferences,
     ANIMATE3D_OT_take_duplicate,
     ANIMATE3D_OT_take_delete,
+    ANIMATE3D_OT_take_output,
     ANIMATE3D_OT_take_push,
     ANIMATE3D_OT_take_to_copy,
 )

@@ -11,6 +11,7 @@ from bpy.props import (
     CollectionProperty,
     EnumProperty,
     FloatProperty,
+    FloatVectorProperty,
     IntProperty,
     PointerProperty,
     StringProperty,
@@ -27,6 +28,12 @@ LOOP_ITEMS = [
     ("OFF", "Off", "The motion plays once and holds its last pose"),
     ("CYCLE", "Cycle", "From the end to the beginning within one step, again and again"),
     ("PINGPONG", "Ping-Pong", "Forwards, backwards, forwards, …"),
+]
+
+
+OUTPUT_ITEMS = [
+    ("KEYS", "Shape Keys", "Exact, for every kind of motion; exports as morph targets"),
+    ("RIG", "Rig", "An armature with a skin: smaller, to be edited by hand, as game engines like it"),
 ]
 
 
@@ -119,6 +126,13 @@ class Settings(bpy.types.PropertyGroup):
         default="NEG_Y",
     )
 
+    output: EnumProperty(
+        name="Output",
+        description="What the motion becomes. A take can be turned into the other later",
+        items=OUTPUT_ITEMS,
+        default="KEYS",
+    )
+
     def weights_name(self) -> str:
         """The chosen weights, in the words of a job: a model's name, or a folder."""
         return (bpy.path.abspath(choices().weights_folder) or "own") if self.weights == "own" else self.weights
@@ -134,6 +148,7 @@ class Settings(bpy.types.PropertyGroup):
             device=chosen.device,
             weights=self.weights_name(),
             memory="low" if chosen.low_memory else "auto",
+            rig=self.output == "RIG",
         )
 
 
@@ -150,6 +165,13 @@ class Take(bpy.types.PropertyGroup):
         name="Offsets",
         description="Where the vertices go, frame after frame",
         type=bpy.types.Mesh,
+    )
+    output: EnumProperty(name="Output", description="What moves the object", items=OUTPUT_ITEMS, default="KEYS")
+    rig: PointerProperty(name="Rig", description="The armature of a take that is one", type=bpy.types.Object)
+    rig_place: FloatVectorProperty(
+        name="Place of the Rig",
+        description="Where the armature is, seen from the object, while it is put aside",
+        size=16,
     )
     frames: IntProperty(name="Frames", description="Frames of the motion, the rest pose included", default=16, min=2)
     group: StringProperty(name="Group", description="The same for all objects that were animated together")

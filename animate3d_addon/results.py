@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import bpy
+import numpy as np
 
-from . import bake, capture, compat, meshes, models, places, takes
+from . import bake, bake_rig, capture, compat, meshes, models, places, take_rigs, takes
 from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
 from .properties import FRONTS, Settings
 from .shared import protocol
@@ -37,6 +38,10 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
         _check_modifiers(obj, context)
+    if context.scene.animate3d.output == "RIG":
+        with take_rigs.at_rest(objects):
+            for obj in objects:
+                bake_rig.check_free(obj)
     return objects
 
 
@@ -69,6 +74,8 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         step=own.step,
         loop=own.loop,
         strength=own.strength,
+        output=own.output,
+        places=tuple(tuple(np.array(obj.matrix_world).ravel().tolist()) for obj in objects),
     )
     return Job.create(root, settings, plan)
 
@@ -83,6 +90,8 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
         if obj.mode == "EDIT":
             obj.update_from_editmode()
         copy = obj.copy()
+        for modifier in [m for take in obj.animate3d.takes if (m := take_rigs.modifier_of(obj, take)) is not None]:
+            copy.modifiers.remove(copy.modifiers[modifier.name])
         copy.animate3d.takes.clear()
         copies.append(copy)
     try:
@@ -108,7 +117,9 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
 
 def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
     """Captures in this process, which waits for it: for scripts. Raises `UserError`."""
-    capture.capture(objects, job.folder, capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front))
+    settings = capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front)
+    with take_rigs.at_rest(objects):
+        capture.capture(objects, job.folder, settings)
 
 
 def _appearance(job: Job) -> str:
@@ -145,11 +156,33 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     Raises:
         UserError: before anything is changed.
     """
-    subject, motion = protocol.Subject.load(job.folder), protocol.Motion.load(job.folder)
-    objects = find_objects(job.plan) if objects is None else list(objects)
+    plan, subject = job.plan, protocol.Subject.load(job.folder)
+    rig = protocol.Rig.load(job.folder) if plan.output == "RIG" else None
+    objects = find_objects(plan) if objects is None else list(objects)
     if len(objects) == len(subject.object_names):
         subject = replace(subject, object_names=tuple(obj.name for obj in objects))  # they may be called otherwise now
-    plan = job.plan
-    timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     frame = plan.frame if is_of_this_session(plan) else None
-    return takes.add(objects, subject, motion, timing, job.title, frame, job=str(job.folder), seed=job.settings.seed)
+    where = [np.reshape(place, (4, 4)) for place in plan.places]
+    first = objects[0].animate3d
+    if rig is not None and plan.take and first.active is not None and first.active.group == plan.take:
+        return takes.become_rig(objects[0], subject, rig, frame, where)
+    motion = protocol.Motion.load(job.folder)
+    timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
+    seed, folder = job.settings.seed, str(job.folder)
+    return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
+
+
+def plan_rig(job: Job, obj: bpy.types.Object) -> None:
+    """Changes a job that is done so that its next run makes an armature of an object's active take."""
+    objects = takes.together(obj)
+    job.settings = replace(job.settings, rig=True)
+    job.settings.save(job.folder)
+    job.plan = replace(
+        job.plan,
+        objects=tuple(each.name for each in objects),
+        uids=tuple(compat.session_uid(each) for each in objects),
+        session=_session,
+        output="RIG",
+        take=obj.animate3d.active.group,
+    )
+    job.save()

@@ -11,13 +11,14 @@ Objects that were animated together switch, and are timed, together.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import uuid
 from collections.abc import Iterator, Sequence
 
 import bpy
 import numpy as np
 
-from . import bake, compat
+from . import bake, bake_rig, compat, take_rigs
 from .properties import ObjectTakes, Take
 from .shared import protocol
 from .timing import Timing
@@ -36,17 +37,25 @@ def add(
     rest_frame: float | None = None,
     job: str = "",
     seed: int = 0,
+    rig: protocol.Rig | None = None,
+    places: Sequence[np.ndarray] = (),
 ) -> list[bpy.types.Object]:
     """A new take of a motion on the objects that were captured, which is shown then. Returns the objects.
 
     Args:
         rest_frame: timeline frame at which the objects were captured; None is the current one.
         job: the job's folder.
+        rig: the same motion as a skeleton: then the take is an armature, and keeps the offsets to become keys later.
+        places: the objects' world matrices [4, 4] when they were captured; without them, as they are now.
 
     Raises:
         UserError: before anything is changed.
     """
-    moves = bake.local_moves(objects, subject, motion, bake.BakeSettings(rest_frame=rest_frame))
+    settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
+    with take_rigs.at_rest(objects):
+        if rig is not None:
+            bake_rig.check(objects, subject, rig, settings)
+        moves = bake.local_moves(objects, subject, motion, settings)
     group = uuid.uuid4().hex
     for member, (obj, offsets) in enumerate(moves):
         bake.make_own_mesh(obj)
@@ -59,23 +68,93 @@ def add(
             for field in TIMING:
                 setattr(take, field, getattr(timing, field))
             own.active_index, own.is_shown = len(own.takes) - 1, True
+    moved = [obj for obj, _ in moves]
+    if rig is not None:
+        _add_rig(moved, subject, rig, settings)
     with bake.shared_action(NAME) as shared:
-        for obj, _ in moves:
+        for obj in moved:
             show(obj, shared)
     bake.extend_timeline(bpy.context.scene, timing)
-    return [obj for obj, _ in moves]
+    return moved
+
+
+def _add_rig(
+    objects: Sequence[bpy.types.Object], subject: protocol.Subject, rig: protocol.Rig, settings: bake.BakeSettings
+) -> None:
+    """Makes the active takes of objects armatures; what shows other takes goes before."""
+    for obj in objects:
+        _put_aside(obj)
+        _remove_keys(obj)
+    take_rigs.make(objects, [obj.animate3d.active for obj in objects], subject, rig, settings)
+    with _quietly():
+        for obj in objects:
+            obj.animate3d.active.output = "RIG"
+
+
+def become_rig(
+    obj: bpy.types.Object,
+    subject: protocol.Subject,
+    rig: protocol.Rig,
+    rest_frame: float | None = None,
+    places: Sequence[np.ndarray] = (),
+) -> list[bpy.types.Object]:
+    """Makes the active take of an object, and of those that were animated with it, an armature. Returns the objects.
+
+    Raises:
+        UserError: before anything is changed.
+    """
+    objects = together(obj)
+    settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
+    subject = dataclasses.replace(subject, object_names=tuple(each.name for each in objects))
+    with take_rigs.at_rest(objects):
+        bake_rig.check(objects, subject, rig, settings)
+    _add_rig(objects, subject, rig, settings)
+    for each in objects:
+        show(each)
+    return objects
+
+
+def together(obj: bpy.types.Object) -> list[bpy.types.Object]:
+    """The object and those that were animated with it in its active take, in the order of the subject."""
+    found = sorted(_together(obj.animate3d.active), key=lambda found: found[0].animate3d.takes[found[1]].member)
+    return [each for each, _ in found]
+
+
+def become(obj: bpy.types.Object, output: str) -> None:
+    """Lets the active take of an object, and of those that were animated with it, be keys, or the armature it has."""
+    with _quietly():
+        for each, index in list(_together(obj.animate3d.active)):
+            each.animate3d.takes[index].output = output
+            show(each)
+
+
+def _put_aside(obj: bpy.types.Object, but: Take | None = None) -> None:
+    """Takes the object off the armatures of its takes, but for one."""
+    for take in obj.animate3d.takes:
+        if take != but:
+            take_rigs.put_aside(obj, take)
 
 
 def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
-    """Makes the shape keys of an object those of its active take; with none active they go.
+    """Makes the shape keys of an object, or what it hangs on, those of its active take; with none active they go.
 
     Raises:
         UserError: the mesh has other vertices than the take.
     """
     own: ObjectTakes = obj.animate3d
     take = own.active
-    if take is None:
+    is_rig = take is not None and take.output == "RIG"
+    _put_aside(obj, but=take if is_rig else None)
+    if take is None or is_rig:
         _remove_keys(obj)
+    if take is None:
+        return
+    if is_rig:
+        error = fault(obj)
+        if error is not None:
+            raise error
+        take_rigs.show(obj, take)
+        mute(obj)
         return
     moves = _load(take, obj)
     if obj.data.shape_keys is None:
@@ -121,28 +200,36 @@ def retime(take: Take) -> None:
             other = obj.animate3d.takes[index]
             for field in TIMING if other != take else ():
                 setattr(other, field, getattr(take, field))
+            if other == take:
+                take_rigs.retime(other)
             keys = our_keys(obj)
             if obj.animate3d.active_index == index and len(keys) == other.frames - 1:
                 bake.animate_keys(obj, keys, other.timing, NAME)
 
 
 def mute(obj: bpy.types.Object) -> None:
-    """Lets the keys of the shown take move the object, or not."""
+    """Lets the keys or the armature of the shown take move the object, or not."""
+    own: ObjectTakes = obj.animate3d
     for key in our_keys(obj):
-        key.mute = not obj.animate3d.is_shown
+        key.mute = not own.is_shown
+    modifier = take_rigs.modifier_of(obj, own.active) if own.active is not None else None
+    if modifier is not None:
+        modifier.show_viewport = modifier.show_render = own.is_shown
 
 
 def duplicate(obj: bpy.types.Object) -> None:
     """Another take of the same motion, to be timed in another way."""
     group = uuid.uuid4().hex
+    rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
     for each, index in list(_together(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         copy = own.takes.add()
         take = own.takes[index]  # only now: adding moves the others in memory
         with _quietly():
-            for field in ("offsets", "frames", "member", "job", "prompt", "seed", *TIMING):
+            for field in ("offsets", "frames", "member", "job", "prompt", "seed", "output", *TIMING):
                 setattr(copy, field, getattr(take, field))
-            copy.name, copy.group = _unused(own, take.name), group
+            copy.name, copy.group, copy.rig = _unused(own, take.name), group, rig
+            copy.rig_place = take_rigs.place_of(each, take)
             own.active_index = len(own.takes) - 1
         show(each)
 
@@ -152,6 +239,7 @@ def delete(obj: bpy.types.Object) -> None:
     for each, index in list(_together(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         stored = own.takes[index].offsets
+        take_rigs.remove(each, own.takes[index])
         own.takes.remove(index)
         if stored is not None and stored.users == 0:
             bpy.data.meshes.remove(stored)
@@ -161,7 +249,13 @@ def delete(obj: bpy.types.Object) -> None:
 
 
 def push_to_nla(obj: bpy.types.Object) -> None:
-    """The shown take as plain shape keys with a strip on an NLA track, which other takes can be added to."""
+    """The shown take as plain shape keys, or as an armature of its own, with a strip on an NLA track.
+
+    Other takes can be added to it.
+    """
+    if obj.animate3d.active.output == "RIG":
+        _push_rig(obj)
+        return
     for each, index in list(_together(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         take = own.takes[index]
@@ -182,10 +276,26 @@ def push_to_nla(obj: bpy.types.Object) -> None:
             own.active_index = -1
 
 
+def _push_rig(obj: bpy.types.Object) -> None:
+    """The armature of the shown take becomes the user's: its action goes onto a track, and no take knows it."""
+    take = obj.animate3d.active
+    armature, name, start = take.rig, take.name, take.timing.start
+    action = armature.animation_data.action
+    action.name = name
+    compat.push_down(armature, action, name, start)
+    armature.animation_data.action = None
+    with _quietly():
+        for each, index in list(_together(take)):
+            other = each.animate3d.takes[index]
+            other.rig, other.output = None, "KEYS"
+            each.animate3d.active_index = -1
+
+
 def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
     """A copy of the object beside it, with the shown take as its only one. Returns the copies."""
     copies = []
     group = uuid.uuid4().hex
+    rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
     for each, index in list(_together(obj.animate3d.active)):
         copy = each.copy()
         copy.data = each.data.copy()
@@ -198,6 +308,8 @@ def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
                 if other != index:
                     own.takes.remove(other)
             own.takes[0].group, own.active_index = group, 0
+            if rig is not None:
+                take_rigs.exchange(copy, own.takes[0], rig, take_rigs.place_of(each, each.animate3d.takes[index]))
         compat.own_action(copy.data.shape_keys)
         show(copy)
         copies.append(copy)
@@ -243,7 +355,7 @@ def fault(obj: bpy.types.Object) -> protocol.UserError | None:
     take = obj.animate3d.active
     if take is None:
         return None
-    if obj.type != "MESH" or take.offsets is None:
+    if obj.type != "MESH" or take.offsets is None or (take.output == "RIG" and take.rig is None):
         return protocol.UserError("This take has lost its motion.", "Delete it.")
     expected = len(take.offsets.vertices) // (take.frames - 1)
     if expected != len(obj.data.vertices):

@@ -67,6 +67,7 @@ class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
         row = layout.row(align=True)
         row.prop(settings, "seed")
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
+        layout.row().prop(settings, "output", expand=True)
         layout.prop(settings, "front")
         layout.prop(settings, "weights")
 
@@ -98,6 +99,10 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
         take = own.active
         if take is None:
             return
+        row = layout.row(align=True)
+        for identifier, label, _ in properties.OUTPUT_ITEMS:
+            shown = take.output == identifier
+            row.operator("animate3d.take_output", text=label, depress=shown).output = identifier
         layout.use_property_split, layout.use_property_decorate = True, False
         layout.prop(take, "strength", slider=True)
         column = layout.column(align=True)
@@ -111,7 +116,9 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
 
 class ANIMATE3D_UL_takes(bpy.types.UIList):
     def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0) -> None:
-        layout.prop(item, "name", text="", emboss=False, icon="ACTION")
+        layout.prop(
+            item, "name", text="", emboss=False, icon="ARMATURE_DATA" if item.output == "RIG" else "SHAPEKEY_DATA"
+        )
 
 
 class ANIMATE3D_PT_jobs(_Panel, bpy.types.Panel):

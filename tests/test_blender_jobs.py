@@ -16,7 +16,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import job_queue, jobs, models, prompts, results, watch  # noqa: E402
+from animate3d_addon import backend_process, job_queue, jobs, models, prompts, results, watch  # noqa: E402
 from backend import protocol  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,7 @@ CHILD = [sys.executable, str(ROOT / "animate3d_addon" / "capture_child.py")]  # 
 @pytest.fixture(autouse=True)
 def registered(tmp_path, monkeypatch):
     monkeypatch.setenv("ANIMATE3D_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(backend_process, "POLITE", 0)  # on a busy machine a polite process starves
     animate3d_addon.register()
     scenes.reset()
     yield

@@ -152,6 +152,17 @@ def test_images_in_blocks_equal_images_at_once(monkeypatch):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_only_those_that_are_kept_get_gradients():
+    inputs, c2w = cloud(2, 60), cameras(2)
+    keep = torch.rand(2, 60, generator=torch.Generator().manual_seed(3)) < 0.3
+    kept, exact = gradients(inputs, c2w, keep=keep), gradients(inputs, c2w, keep=keep, reference=True)
+    for name, ours, theirs in zip(NAMES, kept, exact, strict=True):
+        assert (ours - theirs).abs().max() < 0.01 * theirs.abs().max(), name
+    everything = gradients(inputs, c2w)[0]
+    assert not kept[0][~keep].any() and torch.allclose(kept[0][keep], everything[keep], rtol=1e-3, atol=1e-3)
+    assert torch.equal(loss(inputs, c2w, keep=keep), loss(inputs, c2w))
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     inputs, c2w = cloud(2, 60, seed=8), cameras(2)
     before = torch.get_num_threads()

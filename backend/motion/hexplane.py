@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.motion.rotations import matrix_to_quaternion, quaternion_to_matrix
+from backend.motion.rotations import in_reference_sign, matrix_to_quaternion, quaternion_product
 from backend.protocol import UserError, read_npz, write_npz
 
 PLANES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # xy, xz, xt, yz, yt, zt
@@ -56,20 +56,25 @@ class HexPlane(nn.Module):
 
     def features(self, points: Tensor, times: Tensor) -> Tensor:
         """Points [N, 3] at times [T] -> [T, N, scales * channels]: product over planes, scales side by side."""
+        return self._features(points, times).permute(1, 2, 0)
+
+    def _features(self, points: Tensor, times: Tensor) -> Tensor:
+        """The same, channels first: [scales * channels, T, N]."""
         result = []
         for planes in self.grids:
-            product: Tensor | None = None
-            for plane, (i, j) in zip(planes, PLANES, strict=True):
-                sampled = self._read(plane, points[:, i], points[:, j] if j < 3 else None, times)
-                product = sampled if product is None else product * sampled
-            result.append(product)
-        return torch.cat(result, dim=-1)
+            read = [
+                self._read(plane, points[:, i], points[:, j] if j < 3 else None, times)
+                for plane, (i, j) in zip(planes, PLANES, strict=True)
+            ]
+            still, moving = (read[k] for k in (0, 1, 3)), (read[k] for k in (2, 4, 5))
+            result.append(math.prod(still) * math.prod(moving))
+        return torch.cat(result)
 
     @staticmethod
     def _read(plane: Tensor, width: Tensor, height: Tensor | None, times: Tensor) -> Tensor:
         """Bilinear samples of plane [1, C, H, W] at (width, height) [N], or at every (width [N], time [T]).
 
-        -> [1 or T, N, C]
+        -> [C, 1 or T, N]
         """
         if height is None:
             grid = torch.stack(torch.broadcast_tensors(width[None, :], times[:, None]), dim=-1)
@@ -78,11 +83,15 @@ class HexPlane(nn.Module):
         sampled = functional.grid_sample(
             plane, grid[None].to(plane.dtype), mode="bilinear", padding_mode="border", align_corners=True
         )
-        return sampled[0].permute(1, 2, 0)
+        return sampled[0]
 
     def global_motion(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """One rigid motion per time [T]: matrices [T, 3, 3] and translations [T, 3]; the identity at the start."""
-        mean = self.features(self.anchors, times).mean(dim=1)
+        return self._whole(self._features(self.anchors, times))
+
+    def _whole(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`global_motion` from the anchors' features [scales * channels, T, N]."""
+        mean = features.mean(dim=2).T
         roll, pitch, yaw = (2 * math.pi * self.global_rotation(mean).sigmoid() - math.pi).unbind(-1)
         return euler_matrix(roll, pitch, yaw), 2 * self.global_translation(mean).sigmoid() - 1
 
@@ -97,25 +106,37 @@ class HexPlane(nn.Module):
         return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts], dim=1)
 
     def _deform(self, points: Tensor, times: Tensor, turn: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        feature = self.features(points, times)
-        positions = points @ turn.transpose(-1, -2) + shift[:, None] + self.delta_xyz(feature)
+        feature = self._features(points, times)
         whole = matrix_to_quaternion(turn)[:, None]
-        return positions, functional.normalize(whole + self.delta_rotation(feature), dim=-1)
+        rotations = functional.normalize(whole + _apply(self.delta_rotation, feature), dim=-1)
+        return self._places(points, feature, turn, shift), rotations
+
+    def _places(self, points: Tensor, feature: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
+        """[T, N, 3]: the whole's motion, then each point's own."""
+        return points @ turn.transpose(-1, -2) + shift[:, None] + _apply(self.delta_xyz, feature)
 
     def deform_gaussians(
-        self, means: Tensor, quaternions: Tensor, scales: Tensor, times: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, means: Tensor, quaternions: Tensor, scales: Tensor | None, times: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """means [N, 3], quaternions [N, 4], scales [N, 3] at times [T] -> the same with a leading [T].
 
         Exactly as the reference: the global rotation turns the Gaussian, then the rotation delta is added to its
-        quaternion. The scales are those of refinement; reconstruction keeps the static ones.
+        quaternion. Scales are for refinement; reconstruction, which keeps the static ones, gives None and gets None.
         """
-        turn, shift = self.global_motion(times)
-        feature = self.features(means, times)
-        positions = means @ turn.transpose(-1, -2) + shift[:, None] + self.delta_xyz(feature)
-        turned = matrix_to_quaternion(turn[:, None] @ quaternion_to_matrix(quaternions)[None])
-        rotations = functional.normalize(turned + self.delta_rotation(feature), dim=-1)
-        return positions, rotations, scales * self.delta_scale(feature).exp()
+        feature = self._features(means, times)
+        turn, shift = self._whole(feature) if means is self.anchors else self.global_motion(times)
+        whole = quaternion_product(matrix_to_quaternion(turn)[:, None], functional.normalize(quaternions, dim=-1))
+        turned = in_reference_sign(whole)
+        rotations = functional.normalize(turned + _apply(self.delta_rotation, feature), dim=-1)
+        places = self._places(means, feature, turn, shift)
+        return places, rotations, None if scales is None else scales * _apply(self.delta_scale, feature).exp()
+
+
+def _apply(network: nn.Sequential, features: Tensor) -> Tensor:
+    """Features [C, T, N] -> [T, N, out], without a copy of them that has the channels last."""
+    first, activation, last = network
+    hidden = activation(first.weight @ features.flatten(1))
+    return (last.weight @ hidden).unflatten(1, features.shape[1:]).permute(1, 2, 0)
 
 
 def euler_matrix(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:

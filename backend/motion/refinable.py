@@ -73,9 +73,11 @@ class PlaneMotion:
     def __init__(self, field: HexPlane, subject: Subject, splats: Gaussians, frames: int) -> None:
         self.field, self.subject, self.splats = field, subject, splats
         self.times = frame_times(frames, splats.means.device)
+        # The field reads its anchors anyway: where they are these Gaussians, once is enough.
+        self.means = field.anchors if torch.equal(field.anchors, splats.means) else splats.means
 
     def pose(self) -> Pose:
-        moved = self.field.deform_gaussians(self.splats.means, self.splats.quats, self.splats.scales, self.times[1:])
+        moved = self.field.deform_gaussians(self.means, self.splats.quats, self.splats.scales, self.times[1:])
         return Pose(*moved)
 
     def roughness(self) -> Tensor:

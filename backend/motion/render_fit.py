@@ -116,7 +116,7 @@ def fit_by_rendering(
         # Frame 0 is the rest pose and never rendered; the others join one by one.
         last = min(step // settings.frames_every, len(times) - 2) + 1
         active = torch.arange(1, last + 1, device=device)
-        means_now, quats_now, _ = field.deform_gaussians(means, splats.quats, splats.scales, times[active])
+        means_now, quats_now, _ = field.deform_gaussians(means, splats.quats, None, times[active])
         rgb, alpha = render(splats, means_now, quats_now, cameras, subject.fovy, settings, generator)
         loss = settings.rgb_weight * functional.mse_loss(rgb, targets.rgb[:, active].flatten(0, 1))
         loss = loss + settings.mask_weight * functional.mse_loss(alpha, targets.mask[:, active].flatten(0, 1))
@@ -161,10 +161,10 @@ def render(
     """
     views, frames = len(cameras), len(means)
     means, quats = means.repeat(views, 1, 1), quats.repeat(views, 1, 1)
+    keep = None
     if settings.gradient_share < 1.0:
-        chance = torch.rand(views * frames, means.shape[1], 1, generator=generator).to(means.device)
+        chance = torch.rand(views * frames, means.shape[1], generator=generator).to(means.device)
         keep = chance < settings.gradient_share
-        means, quats = torch.where(keep, means, means.detach()), torch.where(keep, quats, quats.detach())
     return rasterize(
         means,
         quats,
@@ -176,4 +176,5 @@ def render(
         settings.image_size,
         settings.image_size,
         background=torch.full((3,), GREY, device=means.device),
+        keep=keep,
     )

@@ -41,6 +41,14 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     return torch.nn.functional.normalize(picked, dim=-1)
 
 
+def in_reference_sign(quaternion: Tensor) -> Tensor:
+    """Unit quaternions [..., 4] with the sign that `matrix_to_quaternion` would give them."""
+    q = quaternion.detach()
+    largest = q[..., 1:].abs().argmax(dim=-1, keepdim=True)
+    named = torch.where(q[..., :1].abs() > 0.5, q[..., :1], q[..., 1:].gather(-1, largest))
+    return torch.where(named < 0, -quaternion, quaternion)
+
+
 def rotation_vector_to_matrix(vector: Tensor) -> Tensor:
     """Axis times angle [..., 3] -> [..., 3, 3]."""
     return quaternion_to_matrix(rotation_vector_to_quaternion(vector))

@@ -56,6 +56,7 @@ def rasterize_cpu(
     focal: Tensor,  # [B] px
     width: int,
     height: int,
+    keep: Tensor | None = None,  # [B, N] bool: who gets gradients in which image; all where None
 ) -> tuple[Tensor, Tensor]:
     """Premultiplied rgb [B, H, W, 3] and alpha [B, H, W], float32, differentiable in the first five arguments.
 
@@ -65,48 +66,54 @@ def rasterize_cpu(
     rows = view[:, :3].detach().double().cpu().contiguous()
     cameras = _Cameras(rows.numpy(), focal.double().cpu().contiguous().numpy(), width, height)
     inputs = (t.float().cpu().contiguous() for t in (means, quats, scales, opacities, colors))
-    rgb, alpha = _Rasterize.apply(*inputs, cameras)
+    wanted = torch.ones(1, means.shape[1], dtype=torch.bool) if keep is None else keep.cpu().contiguous()
+    rgb, alpha = _Rasterize.apply(*inputs, wanted, cameras)
     return rgb.to(means.device), alpha.to(means.device)
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, cameras: _Cameras):
+    def forward(ctx, means, quats, scales, opacities, colors, keep, cameras: _Cameras):
         images = len(cameras.focal)
         rgb = torch.empty(images, cameras.height, cameras.width, 3)
         alpha = torch.empty(images, cameras.height, cameras.width)
         arrays = [t.detach().numpy() for t in (means, quats, scales, opacities, colors)]
-        for part, projected, tiles in _batches(arrays, cameras):
+        ctx.whole = None
+        for batch in _batches(arrays, cameras):
+            part, projected, tiles = batch
+            if part == slice(0, images):
+                ctx.whole = batch  # all images fit into the memory bounds at once, so it may wait for the backward pass
             tiling.blend(
                 tiles.ids, tiles.tile_start, projected.centre, projected.shape, _images(arrays[4], part), _jobs(),
                 rgb.numpy()[part], alpha.numpy()[part],
             )  # fmt: skip
-        ctx.save_for_backward(means, quats, scales, opacities, colors, rgb, alpha)
+        ctx.save_for_backward(means, quats, scales, opacities, colors, keep, rgb, alpha)
         ctx.cameras = cameras
         return rgb, alpha
 
     @staticmethod
     def backward(ctx, d_rgb: Tensor, d_alpha: Tensor):
-        # Projection and tiles are made again: a tenth of the time, and no memory held between the two passes.
-        *inputs, rgb, alpha = ctx.saved_tensors
+        *inputs, keep, rgb, alpha = ctx.saved_tensors
+        keep = keep.numpy()
         _follow_thread_settings()
         arrays = [t.detach().numpy() for t in inputs]
         grads = [np.zeros_like(a) for a in arrays]
         d_rgb, d_alpha = d_rgb.contiguous().numpy(), d_alpha.contiguous().numpy()
-        for part, projected, tiles in _batches(arrays, ctx.cameras):
+        # What did not fit at once is projected again, so that no memory is held between the two passes.
+        for part, projected, tiles in [ctx.whole] if ctx.whole else _batches(arrays, ctx.cameras):
             sums = np.empty((len(tiles.ids), projection.SUMS), np.float32)
             means, quats, scales, _, colors = (_images(a, part) for a in arrays)
             tiling.unblend(
                 tiles.ids, tiles.tile_start, tiles.first_pair, projected.slot, projected.box, projected.centre,
-                projected.shape, colors, _jobs(), rgb.numpy()[part], alpha.numpy()[part], d_rgb[part], d_alpha[part],
-                sums,
+                projected.shape, colors, _images(keep, part), _jobs(), rgb.numpy()[part], alpha.numpy()[part],
+                d_rgb[part], d_alpha[part], sums,
             )  # fmt: skip
             cameras = ctx.cameras.part(part)
             projection.unproject(
                 means, quats, scales, cameras.view, cameras.focal, cameras.width, cameras.height, projected.shape,
-                tiles.first_pair, projected.slot, sums, *(_images(g, part) for g in grads),
+                tiles.first_pair, projected.slot, _images(keep, part), sums, *(_images(g, part) for g in grads),
             )  # fmt: skip
-        return *(torch.from_numpy(g) for g in grads), None
+        return *(torch.from_numpy(g) for g in grads), None, None
 
 
 def _batches(arrays: list[np.ndarray], cameras: _Cameras) -> Iterator[tuple[slice, _Projected, _Tiles]]:

@@ -187,17 +187,17 @@ def _unproject_splat(mean, quat, scale, view, focal, half_w, half_h, shape, s, w
 
 @njit(cache=True)
 def _unproject_block(
-    begin, end, means, quats, scales, view, focal, width, height, shape, first_pair, slot, sums,
+    begin, end, means, quats, scales, view, focal, width, height, shape, first_pair, slot, keep, sums,
     d_means, d_quats, d_scales, d_opacities, d_colors,
 ):  # fmt: skip
     """`unproject` for splats begin..end."""
     total, work = np.empty(SUMS), np.empty((3, 3))
     for b in range(len(shape)):
         bm, bq, bs = _pick(len(means), b), _pick(len(quats), b), _pick(len(scales), b)
-        bo, bc = _pick(len(d_opacities), b), _pick(len(d_colors), b)
+        bo, bc, bk = _pick(len(d_opacities), b), _pick(len(d_colors), b), _pick(len(keep), b)
         for n in range(begin, end):
             first, last = first_pair[b] + slot[b, n], first_pair[b] + slot[b, n + 1]
-            if first == last:
+            if first == last or not keep[bk, n]:
                 continue
             for c in range(SUMS):
                 total[c] = 0.0
@@ -215,12 +215,13 @@ def _unproject_block(
 
 @njit(cache=True, parallel=True)
 def unproject(
-    means, quats, scales, view, focal, width, height, shape, first_pair, slot, sums,
+    means, quats, scales, view, focal, width, height, shape, first_pair, slot, keep, sums,
     d_means, d_quats, d_scales, d_opacities, d_colors,
 ):  # fmt: skip
     """Backward of `project`, from sums [pairs, SUMS] (splat n of image b owns rows first_pair[b] + slot[b, n] ...).
 
-    Adds to d_means [Bx, N, 3], d_quats [Bx, N, 4], d_scales [Bx, N, 3], d_opacities [Bx, N], d_colors [Bx, N, 3]
+    Only for splats that keep [Bx, N] bool holds. Adds to d_means [Bx, N, 3], d_quats [Bx, N, 4], d_scales [Bx, N, 3],
+    d_opacities [Bx, N], d_colors [Bx, N, 3]
     (float32, Bx as in the inputs). One thread handles a splat in all images, so what images share simply adds up.
     """
     count = shape.shape[1]
@@ -228,5 +229,5 @@ def unproject(
     for job in prange((count + block - 1) // block):
         _unproject_block(
             job * block, min(count, (job + 1) * block), means, quats, scales, view, focal, width, height, shape,
-            first_pair, slot, sums, d_means, d_quats, d_scales, d_opacities, d_colors,
+            first_pair, slot, keep, sums, d_means, d_quats, d_scales, d_opacities, d_colors,
         )  # fmt: skip

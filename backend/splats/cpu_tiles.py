@@ -215,6 +215,28 @@ def _unblend_splat(rows, lanes, u, v, shape, color):
             lanes[6 * TILE + x] += d_s * dy * dy
 
 
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _pass_splat(rows, u, v, shape, color):
+    """Steps the rows past one splat like `_unblend_splat`, for those whose gradients nobody wants."""
+    hxx, xy, hyy, opacity, radius = shape[0], shape[1], shape[2], shape[3], shape[4]
+    red, green, blue = color[0], color[1], color[2]
+    for y in range(max(0, int(np.ceil(v - radius))), min(TILE, int(np.floor(v + radius)) + 1)):
+        row = rows[y]
+        dy = v - _f(y)
+        slope, floor = xy * dy, hyy * dy * dy
+        for x in range(TILE):
+            dx = u - _f(x)
+            s = min((hxx * dx + slope) * dx + floor, _CUT)
+            alpha = min(_ALPHA_MAX, opacity * max(_ZERO, _exp_minus(s) - _TAIL))
+            light = row[x]
+            left_over = light * (_ONE - alpha)
+            live = left_over > _MIN_T
+            weight = light * alpha if live else _ZERO
+            value = red * row[2 * TILE + x] + green * row[3 * TILE + x] + blue * row[4 * TILE + x] + row[5 * TILE + x]
+            row[x] = left_over if live else _ZERO
+            row[TILE + x] -= weight * value
+
+
 @njit(cache=True, fastmath=_FAST)
 def _fold_lanes(lanes, u, sums):
     """lanes [7 * TILE] to sums [SUMS]: the horizontal moments are taken here, once per tile and not once per pixel."""
@@ -256,7 +278,7 @@ def _load_rows(rows, rgb, alpha, d_rgb, d_alpha, top, left):
 
 
 @njit(cache=True)
-def _unblend_tile(ids, tile_x, tile_y, first_pair, slot, box, centre, shape, colors, rows, lanes, sums):
+def _unblend_tile(ids, tile_x, tile_y, first_pair, slot, box, centre, shape, colors, keep, rows, lanes, sums):
     """Walks ids [K] front to back through one tile whose rows are loaded."""
     finished = False
     for i in range(ids.size):
@@ -268,14 +290,17 @@ def _unblend_tile(ids, tile_x, tile_y, first_pair, slot, box, centre, shape, col
                 sums[pair, c] = _ZERO
             continue
         u, v = _f(centre[n, 0] - tile_x * TILE - 0.5), _f(centre[n, 1] - tile_y * TILE - 0.5)
-        _unblend_splat(rows, lanes, u, v, shape[n], colors[n])
-        _fold_lanes(lanes, u, sums[pair])
+        if keep[n]:
+            _unblend_splat(rows, lanes, u, v, shape[n], colors[n])
+            _fold_lanes(lanes, u, sums[pair])
+        else:
+            _pass_splat(rows, u, v, shape[n], colors[n])
         finished = i % 16 == 15 and _opaque(rows)
 
 
 @njit(cache=True)
 def _unblend_strips(
-    job, jobs, ids, tile_start, first_pair, slot, box, centre, shape, colors, rgb, alpha, d_rgb, d_alpha, sums
+    job, jobs, ids, tile_start, first_pair, slot, box, centre, shape, colors, keep, rgb, alpha, d_rgb, d_alpha, sums
 ):
     """`unblend` for every jobs-th strip of tiles."""
     images, height, width = alpha.shape
@@ -287,17 +312,24 @@ def _unblend_strips(
         for tx in range(tiles_x):
             t = ty * tiles_x + tx
             tile = ids[tile_start[b, t] : tile_start[b, t + 1]]
+            wanted = keep[b if len(keep) > 1 else 0]
             _load_rows(rows, rgb[b], alpha[b], d_rgb[b], d_alpha[b], ty * TILE, tx * TILE)
-            _unblend_tile(tile, tx, ty, first_pair[b], slot[b], box[b], centre[b], shape[b], color, rows, lanes, sums)
+            _unblend_tile(
+                tile, tx, ty, first_pair[b], slot[b], box[b], centre[b], shape[b], color, wanted, rows, lanes, sums
+            )
 
 
 @njit(cache=True, parallel=True)
-def unblend(ids, tile_start, first_pair, slot, box, centre, shape, colors, jobs, rgb, alpha, d_rgb, d_alpha, sums):
+def unblend(
+    ids, tile_start, first_pair, slot, box, centre, shape, colors, keep, jobs, rgb, alpha, d_rgb, d_alpha, sums
+):
     """Backward of `blend`, front to back: rgb and alpha are its outputs, d_rgb and d_alpha the loss's gradients.
 
-    Writes sums [pairs, SUMS] float32, one row per (splat, tile) pair, in the order of `assign_slots`.
+    Writes sums [pairs, SUMS] float32, one row per (splat, tile) pair, in the order of `assign_slots`; the rows of
+    splats that keep [Bx, N] bool leaves out are never read.
     """
     for job in prange(jobs):
         _unblend_strips(
-            job, jobs, ids, tile_start, first_pair, slot, box, centre, shape, colors, rgb, alpha, d_rgb, d_alpha, sums
-        )
+            job, jobs, ids, tile_start, first_pair, slot, box, centre, shape, colors, keep, rgb, alpha, d_rgb, d_alpha,
+            sums,
+        )  # fmt: skip

@@ -1,5 +1,6 @@
 """The one way to draw Gaussians: `rasterize` hands on to gsplat for CUDA tensors, else to the numba kernels."""
 
+import torch
 from torch import Tensor
 
 from .cpu import rasterize_cpu
@@ -19,6 +20,7 @@ def rasterize(
     width: int,
     height: int,
     background: Tensor | None = None,  # [3] or [B, 3]
+    keep: Tensor | None = None,  # [B, N] bool: who gets gradients in which image; all where None
     reference: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Draws B images of N Gaussians; image b has camera b and its own row of every input that has a leading B.
@@ -47,7 +49,12 @@ def rasterize(
     _check_shapes(inputs, c2w)
     draw = rasterize_reference if reference else rasterize_gsplat if means.is_cuda else rasterize_cpu
     camera = (world_to_camera(c2w.detach().double()), focal_length(fovy_degrees, height, images))
-    rgb, alpha = draw(*inputs, *camera, width, height)
+    if keep is None:
+        rgb, alpha = draw(*inputs, *camera, width, height)
+    elif draw is rasterize_cpu:  # saves the work of the others
+        rgb, alpha = draw(*inputs, *camera, width, height, keep)
+    else:
+        rgb, alpha = draw(*_kept(inputs, keep), *camera, width, height)
     if background is not None:
         rgb = rgb + (1 - alpha[..., None]) * background.reshape(-1, 1, 1, 3)
     return rgb, alpha
@@ -59,6 +66,12 @@ def _with_images(name: str, tensor: Tensor, rank: int, images: int) -> Tensor:
     if batched.dim() != rank or len(batched) not in (1, images):
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, which does not fit {images} images.")
     return batched
+
+
+def _kept(inputs: list[Tensor], keep: Tensor) -> list[Tensor]:
+    """The same values, of which only those that keep [B, N] holds have gradients."""
+    masks = (keep.reshape(*keep.shape, *[1] * (t.dim() - 2)) for t in inputs)
+    return [torch.where(mask, t, t.detach()) if t.requires_grad else t for mask, t in zip(masks, inputs, strict=True)]
 
 
 def _check_shapes(inputs: list[Tensor], c2w: Tensor) -> None:

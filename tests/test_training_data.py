@@ -6,7 +6,7 @@ import pytest
 from backend.prompts import check_motion
 from backend.protocol import POSITION_CODE_RANGE, SUBJECT_RADIUS, condition_cameras, position_code
 from backend.training.captions import UNKNOWN, build_tokenizer, caption, motion_words
-from backend.training.clips import make_clip, render_clip
+from backend.training.clips import make_clip, render_clip, shuffled_code
 from backend.training.motions import MOTIONS, TIMINGS, animate
 from backend.training.render import render
 from backend.training.shapes import random_object
@@ -115,6 +115,18 @@ def test_a_picture_shows_each_point_in_the_colour_of_its_place() -> None:
     assert np.all(np.diff(across) > 0) and np.all(np.diff(down) < 0)  # camera right is +y, up is +z
     assert [across[0], across[-1], down[-1], down[0]] == pytest.approx([low, high, low, high], abs=0.04)
     assert picture[0, 0].max() == 0.0
+
+
+def test_shuffled_colours_vary_smoothly_but_say_nothing_about_the_place() -> None:
+    rest = make_clip(5, 4).rest
+    code = position_code(rest, rest.min(axis=0), rest.max(axis=0))
+    shuffled = [shuffled_code(rest, np.random.default_rng(seed)) for seed in range(40)]
+    alike = [[np.corrcoef(code[:, k], colors[:, k])[0, 1] for k in range(3)] for colors in shuffled]
+    assert abs(np.mean(alike)) < 0.2 and np.std(alike) > 0.3
+    low, high = POSITION_CODE_RANGE
+    assert all(low <= colors.min() and colors.max() <= high for colors in shuffled)
+    neighbours = np.linalg.norm(rest - rest[:1], axis=1) < 0.05
+    assert all(np.ptp(colors[neighbours], axis=0).max() < 0.4 for colors in shuffled)
 
 
 def test_a_hidden_surface_is_not_seen() -> None:

@@ -12,14 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backend.protocol import UserError
+from backend.protocol import UserError, condition_cameras
 from backend.training import captions
 from backend.training.captions import build_tokenizer
-from backend.training.codec import CodecSettings, build_codec, codec_loss, picture_batch
+from backend.training.clips import make_clip, render_clip, rendered_clips
+from backend.training.codec import CodecSettings, build_codec, codec_loss, picture_batch, to_model_range
 from backend.training.export import load_run
-from backend.training.latents import LatentStore
+from backend.training.latents import LatentStore, on_grey
 from backend.training.loop import cosine_rate
 from backend.training.objective import draw_noise, training_loss
+from backend.training.shards import RenderedClip, ShardWriter
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler, quick
 from backend.training.video import share_of_batch, start_from
 
@@ -156,6 +158,25 @@ def test_encoded_clips_are_kept_on_disk(store: LatentStore) -> None:
     again = LatentStore(store.folder, store.codec, store.tokenizer, store.size, store.frames, shard_clips=2)
     again.codec = None  # would fail if a clip had to be made again
     torch.testing.assert_close(again.all(1, 2)[0]["latents"], first["latents"])
+
+
+def test_rendered_clips_take_part_with_their_own_words(store: LatentStore, tmp_path: Path) -> None:
+    made = make_clip(7, 4)
+    clip = RenderedClip("fox-0", np.zeros((4, 0)), condition_cameras(), 40.0, made.trajectories.astype(np.float32),
+                        made.faces, "a fox zigzags", "CC0-1.0", "position")  # fmt: skip
+    with ShardWriter(tmp_path / "shards") as writer:
+        for key in ("fox-0", "fox-1"):  # two rigs
+            writer.write(key, clip.entries())
+    clips = rendered_clips(tmp_path / "shards")
+    assert len(clips) == 1
+    tokenizer = build_tokenizer([clip.caption for clip in clips])
+    mixed = LatentStore(tmp_path / "mixed", store.codec, tokenizer, 64, 4, shard_clips=2, rendered=clips,
+                        rendered_share=1.0)  # fmt: skip
+    batch = mixed.all(1, 2)[0]
+    assert batch["motions"].tolist() == [-1, -1]
+    assert tokenizer.convert_tokens_to_ids("zigzags") in batch["tokens"][0]
+    drawn = to_model_range(render_clip(replace(made, rest=clips[0].rest), 64, [(0, 0)]))
+    torch.testing.assert_close(batch["images"][0, 0], on_grey(drawn)[0], atol=0.02, rtol=0)
 
 
 def test_the_other_prompt_of_a_clip_is_another_motion(store: LatentStore) -> None:

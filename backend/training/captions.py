@@ -6,6 +6,9 @@ one token, `<unk>`, that training shows in the place of nouns all the time.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -72,8 +75,8 @@ def _made_up(rng: np.random.Generator) -> str:
     return "q" + "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 6))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole lower-case words; the ids of `<start>` and `<end>` frame every text."""
+def build_tokenizer(captions: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Whole lower-case words, those of further `captions` too; the ids of `<start>` and `<end>` frame every text."""
     words: set[str] = set(NOUNS) | set(ADJECTIVES) | {"a", "the", "an", "this", "my", "is"}
     for motion in MOTIONS.values():
         for phrase in (*motion.verbs, *motion.gerunds):
@@ -81,6 +84,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for phrases in (*STRENGTHS.values(), *TIMING_WORDS.values()):
         for phrase in phrases:
             words |= set(phrase.split())
+    for text in captions:
+        words |= set(re.findall(r"\w+", text.lower()))
     vocabulary = {word: index for index, word in enumerate([PAD, UNKNOWN, START, END, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])

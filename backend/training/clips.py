@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from backend.protocol import condition_cameras, position_code
+from backend.protocol import POSITION_CODE_RANGE, condition_cameras, position_code
 from backend.training.captions import STRENGTH_SHARES, STRENGTHS, TIMING_SHARES, caption
 from backend.training.motions import MOTIONS, TIMINGS, animate
 from backend.training.render import render
 from backend.training.shapes import random_object
+from backend.training.shards import read_shards
 
 HELD_OUT_SEED = 1_000_000_000  # seeds from here on are never trained on
 
@@ -23,7 +25,7 @@ class Clip:
     rest: np.ndarray  # [V, 3] float64, subject space
     faces: np.ndarray  # [T, 3] int64
     trajectories: np.ndarray  # [F, V, 3] float64
-    motion: str
+    motion: str  # of the procedural ones; "" where it is none of them
     strength: float
     timing: str
     caption: str
@@ -40,10 +42,38 @@ def make_clip(seed: int, frames: int, motions: Sequence[str] = tuple(MOTIONS), u
     return Clip(rest, faces, animate(motion, rest, frames, strength, timing), motion, strength, timing, said)
 
 
-def render_clip(clip: Clip, size: int, views_and_frames: list[tuple[int, int]] | None = None) -> np.ndarray:
-    """Position-coded pictures [4, F, size, size, 4] uint8, premultiplied; or [K, ...] of the listed (view, frame)."""
+def rendered_clips(folder: Path) -> list[Clip]:
+    """The clips of a folder of shards (tools/render_dataset.py), each once however many rigs saw it."""
+    found = {clip.key.rpartition("-")[0]: clip for clip in read_shards(folder, pictures=False)}
+    return [
+        Clip(clip.vertices[0].astype(np.float64), clip.faces.astype(np.int64), clip.vertices.astype(np.float64),
+             "", 1.0, "once", clip.caption)
+        for clip in found.values()
+    ]  # fmt: skip
+
+
+def shuffled_code(rest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colours [V, 3] that vary as smoothly over the object as its position code, but along other directions.
+
+    In true pictures the colour is nearly the place in the picture, as long as little moves. A codec that only ever sees
+    those learns to guess the colour from the place, and draws what has moved with the colours of what stands there.
+    """
+    unit = (rest - rest.min(axis=0)) / np.maximum(np.ptp(rest, axis=0), 1e-9) - 0.5
+    mixed = unit @ (rng.normal(size=(3, 3)) * 0.8) + rng.uniform(-0.3, 0.3, 3)
+    low, high = POSITION_CODE_RANGE
+    return low + (high - low) * np.clip(mixed + 0.5, 0.0, 1.0)
+
+
+def render_clip(
+    clip: Clip, size: int, views_and_frames: list[tuple[int, int]] | None = None, colors: np.ndarray | None = None
+) -> np.ndarray:
+    """Position-coded pictures [4, F, size, size, 4] uint8, premultiplied; or [K, ...] of the listed (view, frame).
+
+    `colors` [V, 3] in 0..1 take the place of the position code.
+    """
     cameras = condition_cameras()
-    colors = position_code(clip.rest, clip.rest.min(axis=0), clip.rest.max(axis=0))
+    if colors is None:
+        colors = position_code(clip.rest, clip.rest.min(axis=0), clip.rest.max(axis=0))
     everything = [(view, frame) for view in range(len(cameras)) for frame in range(len(clip.trajectories))]
     pictures = [
         render(clip.trajectories[frame], clip.faces, colors, cameras[view], size)

@@ -3,13 +3,13 @@
 64 x 64 x 4 pixels (premultiplied) become 8 x 8 x 16 latents. Pictures are one smooth field inside a silhouette, so a
 few hundred thousand parameters are enough; what costs is the silhouette and the sub-pixel place of the colours.
 
-    python -m backend train codec --out runs/starter --minutes 15
+    python -m backend train codec --out runs/mine --steps 900
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip
+from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip, shuffled_code
 from backend.training.loop import RunLog, cosine_rate, load_state, save_state
+
+STATE = "codec.state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class CodecSettings:
     learning_rate: float = 2e-3
     warmup: int = 50
     kl_weight: float = 1e-6  # keeps latents bounded, no more
-    alpha_weight: float = 1.0
+    inside_weight: float = 2.0  # extra weight of covered pixels: their colours are read as places
+    shuffled_share: float = 0.5  # of the clips, in colours that do not follow from the place (`shuffled_code`)
+    shift: int = 6  # pixels up to which pictures are moved, for the same reason
+    save_steps: int = 50
     seed: int = 0
 
 
@@ -59,7 +64,10 @@ def picture_batch(settings: CodecSettings, first_seed: int) -> torch.Tensor:
     for seed in range(first_seed, first_seed + settings.clips_per_batch):
         rng = np.random.default_rng(seed)
         chosen = [(int(rng.integers(4)), int(rng.integers(16))) for _ in range(settings.pictures_per_clip)]
-        pictures.append(render_clip(make_clip(seed, 16), settings.size, chosen))
+        clip = make_clip(seed, 16)
+        colors = shuffled_code(clip.rest, rng) if rng.random() < settings.shuffled_share else None
+        moved = tuple(rng.integers(-settings.shift, settings.shift + 1, 2))
+        pictures.append(np.roll(render_clip(clip, settings.size, chosen, colors), moved, axis=(1, 2)))
     return to_model_range(np.concatenate(pictures))
 
 
@@ -73,7 +81,7 @@ def codec_loss(codec: AutoencoderKL, pictures: torch.Tensor, settings: CodecSett
     posterior = codec.encode(pictures).latent_dist
     decoded = codec.decode(posterior.sample()).sample
     error = decoded - pictures
-    weight = torch.tensor([1.0, 1.0, 1.0, settings.alpha_weight]).view(1, 4, 1, 1)
+    weight = 1.0 + settings.inside_weight * (pictures[:, 3:] > 0)
     # L1 keeps edges crisp, L2 keeps large errors away.
     loss = (weight * (error.abs() + 4.0 * error.square())).mean() + settings.kl_weight * posterior.kl().mean()
     return loss, float(error.detach().square().mean()) / 4.0
@@ -82,6 +90,7 @@ def codec_loss(codec: AutoencoderKL, pictures: torch.Tensor, settings: CodecSett
 @torch.no_grad()
 def codec_psnr(codec: AutoencoderKL, settings: CodecSettings, clips: int = 16) -> float:
     """PSNR in dB over all four channels on objects that were never trained on; the posterior's mode."""
+    settings = replace(settings, shuffled_share=0.0, shift=0)
     pictures = torch.cat(
         [picture_batch(settings, HELD_OUT_SEED + i) for i in range(0, clips, settings.clips_per_batch)]
     )
@@ -89,27 +98,31 @@ def codec_psnr(codec: AutoencoderKL, settings: CodecSettings, clips: int = 16) -
     return -10.0 * float(torch.log10(F.mse_loss(decoded, pictures) / 4.0))
 
 
-def train_codec(out: Path, minutes: float, settings: CodecSettings) -> AutoencoderKL:
-    """Trains for `minutes` (all runs together), resumes from `out`, ends with `out/vae` in diffusers' layout."""
+def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL:
+    """Trains up to step `steps`, resumes exactly from `out`, ends with `out/vae` in diffusers' layout.
+
+    A fresh run in a folder that has a `vae` begins with that one.
+    """
     torch.manual_seed(settings.seed)
-    codec = build_codec(settings)
+    codec = AutoencoderKL.from_pretrained(out / "vae") if (out / "vae").exists() else build_codec(settings)
+    codec.train()
     optimizer = torch.optim.AdamW(codec.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    state = load_state(out / "codec.state.safetensors", codec, optimizer)
-    log = RunLog(out / "codec.csv")
+    state = load_state(out / STATE, codec, optimizer)
+    log = RunLog(out / "codec.csv", after_step=state.step)
     started = time.monotonic() - state.seconds
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1.0:
+    while state.step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, progress)
+            group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, state.step / steps)
         loss, error = codec_loss(codec, picture_batch(settings, state.step * settings.clips_per_batch), settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
         optimizer.step()
         state.step += 1
-        if state.step % 100 == 0:
-            state.seconds = time.monotonic() - started
+        state.seconds = time.monotonic() - started
+        if state.step % settings.save_steps == 0 or state.step == steps:
             log.write(step=state.step, seconds=round(state.seconds), loss=loss.item(), psnr_batch=-10 * np.log10(error))
-            save_state(out / "codec.state.safetensors", codec, optimizer, state)
+            save_state(out / STATE, codec, optimizer, state)
     codec.eval()
     codec.register_to_config(scaling_factor=1.0 / latent_spread(codec, settings))
     codec.save_pretrained(out / "vae")
@@ -120,5 +133,6 @@ def train_codec(out: Path, minutes: float, settings: CodecSettings) -> Autoencod
 @torch.no_grad()
 def latent_spread(codec: AutoencoderKL, settings: CodecSettings) -> float:
     """Standard deviation of the latents: the codec's scaling factor is one over it."""
-    pictures = torch.cat([picture_batch(settings, 8 * i) for i in range(16)])
+    settings = replace(settings, shuffled_share=0.0, shift=0)
+    pictures = torch.cat([picture_batch(settings, settings.clips_per_batch * i) for i in range(16)])
     return float(codec.encode(pictures).latent_dist.mode().std())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from backend.training.captions import MAX_TOKENS
-from backend.training.clips import make_clip, render_clip
+from backend.training.clips import Clip, make_clip, render_clip
 from backend.training.codec import to_model_range
 from backend.training.motions import MOTIONS
 
@@ -32,11 +32,17 @@ class LatentStore:
         first_seed: int = 0,
         balanced: bool = False,
         shard_clips: int = 32,
+        rendered: Sequence[Clip] = (),
+        rendered_share: float = 0.0,
     ) -> None:
-        """`balanced`: the motions in turn instead of drawn ones; `shard_clips` to a file."""
+        """`balanced`: the motions in turn instead of drawn ones; `shard_clips` to a file.
+
+        `rendered_share` of the clips are drawn from `rendered` instead of being made.
+        """
         self.folder, self.codec, self.tokenizer = folder, codec, tokenizer
         self.size, self.frames, self.first_seed = size, frames, first_seed
         self.motions, self.balanced, self.shard_clips = tuple(motions), balanced, shard_clips
+        self.rendered, self.rendered_share = rendered, rendered_share
         self.shards: dict[int, dict[str, torch.Tensor]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -70,7 +76,7 @@ class LatentStore:
 
     def _collate(self, places: list[tuple[dict[str, torch.Tensor], int]]) -> dict[str, torch.Tensor]:
         """latents [b, n, c, f, h, w] scaled; images [b, n, 3, H, W] in -1..1; tokens, other_tokens, empty [b, T];
-        motions [b], their places in `MOTIONS`."""
+        motions [b], their places in `MOTIONS` or -1."""
         batch = {key: torch.stack([shard[key][i] for shard, i in places]) for key in ("latents", "images", "tokens")}
         batch["latents"] = batch["latents"].float()
         batch["images"] = on_grey(to_model_range(batch["images"].numpy()))
@@ -84,8 +90,7 @@ class LatentStore:
         latents, images, captions, motions = [], [], [], []
         first = self.first_seed + index * self.shard_clips
         for seed in range(first, first + self.shard_clips):
-            turn = (seed - self.first_seed) % len(self.motions)
-            clip = make_clip(seed, self.frames, self.motions[turn : turn + 1] if self.balanced else self.motions)
+            clip = self._clip(seed)
             pictures = render_clip(clip, self.size)  # [4, F, H, W, 4]
             encoded = self.codec.encode(to_model_range(pictures).flatten(0, 1)).latent_dist.mode()
             encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
@@ -93,6 +98,7 @@ class LatentStore:
             images.append(torch.from_numpy(pictures[:, 0]))
             captions.append(clip.caption)
             motions.append(clip.motion)
+        names = {name: index for index, name in enumerate(MOTIONS)}
         tokens = self._tokens(captions)
         others = [_another(motions, i) for i in range(len(motions))]
         return {
@@ -100,8 +106,15 @@ class LatentStore:
             "images": torch.stack(images).contiguous(),
             "tokens": tokens,
             "other_tokens": tokens[others].clone(),
-            "motions": torch.tensor([list(MOTIONS).index(motion) for motion in motions]),
+            "motions": torch.tensor([names.get(motion, -1) for motion in motions]),
         }
+
+    def _clip(self, seed: int) -> Clip:
+        rng = np.random.default_rng((seed, 1))
+        if self.rendered and rng.random() < self.rendered_share:
+            return self.rendered[rng.integers(len(self.rendered))]
+        turn = (seed - self.first_seed) % len(self.motions)
+        return make_clip(seed, self.frames, self.motions[turn : turn + 1] if self.balanced else self.motions)
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         return self.tokenizer(

@@ -103,15 +103,18 @@ class RenderedClip:
         return {"json": json.dumps(about).encode(), "npz": arrays.getvalue()}
 
 
-def read_shards(folder: Path) -> Iterator[RenderedClip]:
-    """The clips of all whole shards in a folder, in the order of their names; raises `UserError`."""
+def read_shards(folder: Path, pictures: bool = True) -> Iterator[RenderedClip]:
+    """The clips of all whole shards in a folder, in the order of their names; raises `UserError`.
+
+    Without `pictures` they are not decoded: [n, 0].
+    """
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise UserError(f"There are no shards in “{folder}”.", "Make some with tools/render_dataset.py.")
     for path in paths:
         for key, entries in _samples(path):
             try:
-                yield _decode(key, entries)
+                yield _decode(key, entries, pictures)
             except (KeyError, ValueError, TypeError, OSError) as error:
                 raise UserError(f"The clip “{key}” in “{path.name}” can't be read.", "Render it again.") from error
 
@@ -134,14 +137,13 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, entries
 
 
-def _decode(key: str, entries: dict[str, bytes]) -> RenderedClip:
+def _decode(key: str, entries: dict[str, bytes], with_pictures: bool) -> RenderedClip:
     about = json.loads(entries["json"])
+    frames = range(about["frames"]) if with_pictures else ()
     with np.load(io.BytesIO(entries["npz"]), allow_pickle=False) as arrays:
         vertices, faces = arrays["vertices"], arrays["faces"]
     c2w = np.array(about["c2w"], np.float64)
-    pictures = [
-        [_picture(entries[f"v{view}f{frame:02d}.png"]) for frame in range(about["frames"])] for view in range(len(c2w))
-    ]
+    pictures = [[_picture(entries[f"v{view}f{frame:02d}.png"]) for frame in frames] for view in range(len(c2w))]
     words = (str(about[name]) for name in ("caption", "licence", "appearance"))
     return RenderedClip(key, np.array(pictures), c2w, float(about["fovy"]), vertices, faces, *words)
 

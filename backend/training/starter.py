@@ -40,6 +40,7 @@ class StarterSettings:
     moving_weight: float = 3.0  # extra weight of cells that move; still ones keep 1, or they would stay grainy
     sparse_share: float = 0.85  # first part of the run, on
     sparse_frames: int = 6  # frames of each clip, drawn anew each time: more clips in the same time
+    rendered_share: float = 0.3  # of the clips, where there are rendered ones
     shard_clips: int = 32  # clips in each file of prepared ones
     repeats: int = 5  # times that each rendered clip is used
     log_steps: int = 50

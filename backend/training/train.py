@@ -19,7 +19,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m backend train", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
     codec = stages.add_parser("codec", help="train the picture codec; a run that was stopped goes on")
-    codec.add_argument("--minutes", type=float, default=20, help="of training in all (default %(default)s)")
+    codec.add_argument("--steps", type=int, default=900, help="of training in all (default %(default)s)")
+    codec.add_argument("--rate", type=float, default=CodecSettings.learning_rate, help="learning rate at its peak")
     video = stages.add_parser("video", help="train the video model on the codec's latents; a stopped run goes on")
     video.add_argument("--steps", type=int, default=5000, help="of training in all (default %(default)s)")
     video.add_argument("--batch", type=int, default=StarterSettings.batch, help="clips a step (default %(default)s)")
@@ -28,6 +29,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION", help="what to teach"
     )
     video.add_argument("--start", type=Path, metavar="DIR", help="weights to start from, such as weights/starter")
+    video.add_argument("--rendered", type=Path, metavar="DIR", help="shards of tools/render_dataset.py to train on too")
     for stage in (codec, video):
         stage.add_argument("--threads", type=int, default=torch.get_num_threads())
         stage.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
@@ -44,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(options.threads)
     if options.stage == "codec":
-        train_codec(options.out, options.minutes, CodecSettings())
+        train_codec(options.out, options.steps, replace(CodecSettings(), learning_rate=options.rate))
     else:
         chosen = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
         settings = replace(StarterSettings(), **chosen)
-        train_video(options.out, options.steps, settings, options.start)
+        train_video(options.out, options.steps, settings, options.start, options.rendered)
     return 0

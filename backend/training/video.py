@@ -1,6 +1,6 @@
 """Trains the video model: `python -m backend train video`, or the same through `accelerate launch`.
 
-    python -m backend train codec --out runs/mine --minutes 20
+    python -m backend train codec --out runs/mine --steps 900
     python -m backend train video --out runs/mine --steps 5000
     python -m backend train export --out runs/mine --to weights/mine
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from backend.mv_vdm.pipeline import MVVDM
 from backend.protocol import UserError
 from backend.training.captions import build_tokenizer
-from backend.training.clips import HELD_OUT_SEED
+from backend.training.clips import HELD_OUT_SEED, Clip, rendered_clips
 from backend.training.latents import LatentStore
 from backend.training.loop import Average, RunLog, cosine_rate, load_state, save_state
 from backend.training.objective import Batch, Draw, draw_frames, draw_noise, pure_noise_error, training_loss
@@ -34,20 +34,25 @@ HELD_OUT_BATCH = 4
 STATE = "video.state.safetensors"
 
 
-def train_video(out: Path, steps: int, settings: StarterSettings, start: Path | None = None) -> None:
+def train_video(
+    out: Path, steps: int, settings: StarterSettings, start: Path | None = None, rendered: Path | None = None
+) -> None:
     """Trains up to step `steps`, resumes from `out`, keeps the averaged weights beside the state.
 
     Args:
         out: folder of the run; its `vae` folder is the codec.
         start: folder of weights that a fresh run starts from, instead of from nothing.
+        rendered: folder of shards whose clips take part beside the procedural ones.
 
     Raises:
-        UserError: the batch can't be shared out evenly among the processes.
+        UserError: the batch can't be shared out evenly among the processes, or the shards can't be read.
     """
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     part = share_of_batch(settings.batch, accelerator.process_index, accelerator.num_processes)
-    run = VideoRun(out, steps, settings, start, accelerator)
-    for batch, draw in draw_batches(run.store(), settings, run.levels, run.state.step, steps, part):
+    clips = rendered_clips(rendered) if rendered else []
+    run = VideoRun(out, steps, settings, start, clips, accelerator)
+    store = run.store(rendered=clips, rendered_share=settings.rendered_share)
+    for batch, draw in draw_batches(store, settings, run.levels, run.state.step, steps, part):
         run.train_on(batch, draw)
         run.report()
     accelerator.end_training()
@@ -80,12 +85,19 @@ class VideoRun:
     """One process's networks, optimiser, average and log of a run; only the main process writes."""
 
     def __init__(
-        self, out: Path, steps: int, settings: StarterSettings, start: Path | None, accelerator: Accelerator
+        self,
+        out: Path,
+        steps: int,
+        settings: StarterSettings,
+        start: Path | None,
+        clips: list[Clip],
+        accelerator: Accelerator,
     ) -> None:
         self.out, self.steps, self.settings, self.accelerator = out, steps, settings, accelerator
         torch.manual_seed(settings.seed)
         self.codec = AutoencoderKL.from_pretrained(out / "vae").eval()
-        self.tokenizer, self.scheduler = run_tokenizer(out, accelerator), build_scheduler()
+        self.tokenizer = run_tokenizer(out, [clip.caption for clip in clips], accelerator)
+        self.scheduler = build_scheduler()
         self.levels = self.scheduler.config.num_train_timesteps
         self.model = StarterModel(settings, self.codec.config.latent_channels, self.tokenizer.get_vocab())
         if start is not None:
@@ -154,11 +166,13 @@ class VideoRun:
             self.log.write(step=step, **pure_noise_error(averaged, self.scheduler, self.held_out))
 
 
-def run_tokenizer(out: Path, accelerator: Accelerator | None = None) -> PreTrainedTokenizerFast:
+def run_tokenizer(
+    out: Path, captions: Sequence[str] = (), accelerator: Accelerator | None = None
+) -> PreTrainedTokenizerFast:
     """The tokenizer that a run began with, or a new one: later words in the code must not move its rows."""
     folder = out / "tokenizer"
     if not folder.exists() and (accelerator is None or accelerator.is_main_process):
-        build_tokenizer().save_pretrained(folder)
+        build_tokenizer(captions).save_pretrained(folder)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -12,11 +12,11 @@ _commands: list[object] = []
 def register() -> None:
     import bpy
 
-    from . import operators, preferences, properties, setup_operators, ui, watch
+    from . import operators, preferences, properties, setup_operators, take_operators, ui, watch
 
     bpy.utils.register_class(preferences.ANIMATE3D_AddonPreferences)
     properties.register()
-    for cls in (*operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES):
+    for cls in (*operators.CLASSES, *take_operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES):
         bpy.utils.register_class(cls)
     ui.register()
     watch.register()
@@ -26,13 +26,13 @@ def register() -> None:
 def unregister() -> None:
     import bpy
 
-    from . import operators, preferences, properties, setup_operators, ui, watch
+    from . import operators, preferences, properties, setup_operators, take_operators, ui, watch
 
     while _commands:
         bpy.utils.unregister_cli_command(_commands.pop())
     watch.unregister()
     ui.unregister()
-    for cls in reversed((*operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES)):
+    for cls in reversed((*operators.CLASSES, *take_operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES)):
         bpy.utils.unregister_class(cls)
     properties.unregister()
     bpy.utils.unregister_class(preferences.ANIMATE3D_AddonPreferences)

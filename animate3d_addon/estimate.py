@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .shared import protocol
 
-STAGES = ("capture", "backend", "video", "matte", "splats", "motion", "refine", "rig")
+STAGES = ("capture", "backend", "video", "matte", "splats", "motion", "refine", "rig", "frames")
 LABELS = {
     "capture": "Looking at the object",
     "backend": "Starting",
@@ -18,6 +18,7 @@ LABELS = {
     "motion": "Fitting the motion",
     "refine": "Refining the motion",
     "rig": "Making bones",
+    "frames": "Writing frames",
 }
 # Seconds on two CPU cores with the draft preset; only the first job of a kind is judged by them.
 FIRST_GUESS = {"capture": 6.0, "backend": 3.0, "video": 4.0, "matte": 0.3, "motion": 3.0}

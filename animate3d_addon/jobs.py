@@ -100,8 +100,10 @@ class Job:
 
     @property
     def is_captured(self) -> bool:
-        """Whether the object was looked at already."""
+        """Whether the object was looked at already, or need not be: at Gaussians, the backend looks."""
         try:
+            if protocol.SplatSource.load(self.folder) is not None:
+                return True
             protocol.Subject.load(self.folder)
         except protocol.UserError:
             return False

@@ -9,7 +9,7 @@ from pathlib import Path
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import bake_rig, places, prompts, properties, results, takes, watch
+from . import places, prompts, properties, results, splat_output, splats, watch
 from .jobs import Job
 from .shared import protocol
 
@@ -89,7 +89,7 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         except protocol.UserError as error:
             job.become("failed", error)
             raise
-        _apply(job)
+        apply(job)
 
     def _enqueue(self, context: bpy.types.Context) -> set[str]:
         self._take_options(context)
@@ -193,11 +193,11 @@ class ANIMATE3D_OT_apply_job(_OfJob, bpy.types.Operator):
         job = self.find()
         if job.state not in ("ready", "applied"):
             raise protocol.UserError("This job has no motion yet.", "Wait for it, or start it again.")
-        _apply(job, results.chosen_objects(context) if self.to_selected else None)
+        apply(job, results.chosen_objects(context) if self.to_selected else None)
         watch.redraw()
 
 
-def _apply(job: Job, objects: list[bpy.types.Object] | None = None) -> None:
+def apply(job: Job, objects: list[bpy.types.Object] | None = None) -> None:
     results.apply(job, objects)
     job.become("applied")
 
@@ -253,6 +253,64 @@ class ANIMATE3D_OT_use_prompt(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class ANIMATE3D_OT_import_splats(bpy.types.Operator):
+    """Import a .ply file of Gaussian splats as points that can be animated"""
+
+    bl_idname = "animate3d.import_splats"
+    bl_label = "Import Gaussian Splats"
+    bl_options = {"UNDO"}  # noqa: RUF012
+
+    filepath: StringProperty(name="File", description="A 3DGS .ply file", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    filter_glob: StringProperty(
+        name="Filter", description="Files that are listed", default="*.ply", options={"HIDDEN", "SKIP_SAVE"}
+    )
+    up: EnumProperty(
+        name="Up",
+        description="Where the top is in the file",
+        items=[
+            ("y-down", "−Y", "As photogrammetry and the first 3DGS programs write it"),
+            ("y", "+Y", "As many viewers and converters write it"),
+            ("z", "+Z", "As Blender has it"),
+        ],
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        obj = splats.load(Path(bpy.path.abspath(self.filepath)), self.up)
+        for other in context.selected_objects:
+            other.select_set(other == obj)
+        context.view_layer.objects.active = obj
+
+
+class ANIMATE3D_OT_save_frames(_OfJob, bpy.types.Operator):
+    """Save the moving Gaussians as complete .ply files, one for each frame, into a folder"""
+
+    bl_idname = "animate3d.save_frames"
+    bl_label = "Save Splat Frames"
+
+    directory: StringProperty(
+        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        job = self.find()
+        if job.state not in ("ready", "applied") or not (job.folder / "frames").is_dir():
+            raise protocol.UserError("This job has no frames.", "Only Gaussian splats have them, when they are done.")
+        folder = Path(bpy.path.abspath(self.directory))
+        folder.mkdir(parents=True, exist_ok=True)
+        splat_output.export(job.folder, str(folder), job.settings.frames, keep=True)
+        self.report({"INFO"}, f"{job.settings.frames} files are in {folder}.")
+
+
 class ANIMATE3D_OT_open_preferences(bpy.types.Operator):
     """Open the preferences of Animate3D, where its backend and models are installed"""
 
@@ -267,121 +325,6 @@ class ANIMATE3D_OT_open_preferences(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class _OfTake:
-    """An operator on the active take of the active object."""
-
-    bl_options = {"UNDO"}  # noqa: RUF012
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        obj = context.object
-        if obj is None or obj.mode != "OBJECT" or obj.animate3d.active is None:
-            cls.poll_message_set("The active object has no take that is shown")
-            return False
-        return True
-
-
-class ANIMATE3D_OT_take_duplicate(_OfTake, bpy.types.Operator):
-    """Make another take of the same motion, to time it in another way"""
-
-    bl_idname = "animate3d.take_duplicate"
-    bl_label = "Duplicate Take"
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        takes.duplicate(context.object)
-
-
-class ANIMATE3D_OT_take_delete(_OfTake, bpy.types.Operator):
-    """Delete the shown take, also of the objects that were animated together with this one"""
-
-    bl_idname = "animate3d.take_delete"
-    bl_label = "Delete Take"
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        takes.delete(context.object)
-
-
-class ANIMATE3D_OT_take_output(_OfTake, bpy.types.Operator):
-    """Let the shown take move the object in this way. The first time, bones take the backend a moment"""
-
-    bl_idname = "animate3d.take_output"
-    bl_label = "Output of the Take"
-
-    output: EnumProperty(
-        name="Output", description="What moves the object", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        """From the interface: where bones have to be made first, a job makes them."""
-        return told(type(self)._change_or_enqueue)(self, context)
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        """From a script: waits until it is done."""
-        if self._needs_job(context.object):
-            job = rig_job(context.object)
-            watch.work_until_done(job)
-            _apply(job)
-        else:
-            takes.become(context.object, self.output)
-
-    def _change_or_enqueue(self, context: bpy.types.Context) -> set[str] | None:
-        if not self._needs_job(context.object):
-            takes.become(context.object, self.output)
-            return None
-        watch.backend_python()
-        rig_job(context.object)
-        watch.start()
-        watch.redraw()
-        return {"CANCELLED"}  # nothing in the file has changed: no undo step
-
-    def _needs_job(self, obj: bpy.types.Object) -> bool:
-        return self.output == "RIG" and obj.animate3d.active.rig is None
-
-
-def rig_job(obj: bpy.types.Object) -> Job:
-    """Queues the job of an object's active take again, which has only the bones to do. Raises `UserError`."""
-    job = watch.queue().find(Path(obj.animate3d.active.job).name)
-    if job is None or not job.is_captured:
-        raise protocol.UserError("The files of this take's job are gone.", "Animate again with “Rig” as the output.")
-    if job.state in ("waiting", "working"):
-        raise protocol.UserError("The job of this take is at work.", "Wait until it is done.")
-    for each in takes.together(obj):
-        bake_rig.check_free(each)
-    results.plan_rig(job, obj)
-    watch.queue().add(job)
-    return job
-
-
-class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
-    """Put the shown take onto an NLA track of its own, as plain shape keys or a plain armature"""
-
-    bl_idname = "animate3d.take_push"
-    bl_label = "Push to NLA"
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        takes.push_to_nla(context.object)
-
-
-class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
-    """Make a copy of the object that moves like the shown take"""
-
-    bl_idname = "animate3d.take_to_copy"
-    bl_label = "Copy Object with Take"
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        copies = takes.to_copy(context.object)
-        for obj in context.selected_objects:
-            obj.select_set(False)
-        for obj in copies:
-            obj.select_set(True)
-        context.view_layer.objects.active = copies[0]
-
-
 CLASSES = (
     ANIMATE3D_OT_animate,
     ANIMATE3D_OT_animate_selected,
@@ -391,10 +334,7 @@ CLASSES = (
     ANIMATE3D_OT_remove_job,
     ANIMATE3D_OT_dice,
     ANIMATE3D_OT_use_prompt,
+    ANIMATE3D_OT_import_splats,
+    ANIMATE3D_OT_save_frames,
     ANIMATE3D_OT_open_preferences,
-    ANIMATE3D_OT_take_duplicate,
-    ANIMATE3D_OT_take_delete,
-    ANIMATE3D_OT_take_output,
-    ANIMATE3D_OT_take_push,
-    ANIMATE3D_OT_take_to_copy,
 )

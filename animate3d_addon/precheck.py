@@ -284,7 +284,7 @@ def _check_ply(path: Path) -> None:
         return
     if is_splats(path):
         raise protocol.UserError(
-            f"“{path.name}” holds Gaussian splats, which are no mesh.", "Animate them from the command line."
+            f"“{path.name}” holds Gaussian splats, which are no mesh.", "Use File > Import > Gaussian Splats."
         )
     raise protocol.UserError(f"“{path.name}” has points but no faces.", "Use a mesh.")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, capture, compat, meshes, models, places, take_rigs, takes
+from . import bake, bake_rig, capture, compat, meshes, models, places, splats, take_rigs, takes
 from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
 from .properties import FRONTS, Settings
 from .shared import protocol
@@ -35,6 +35,8 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     if not selected and context.active_object is not None and context.active_object.mode != "OBJECT":
         selected = [context.active_object]
     objects = meshes.mesh_like(selected)
+    if any(map(splats.is_splats, objects)):
+        return _only_splats(objects, context.scene.animate3d.output)
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
         _check_modifiers(obj, context)
@@ -43,6 +45,16 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
             for obj in objects:
                 bake_rig.check_free(obj)
     return objects
+
+
+def _only_splats(objects: Sequence[bpy.types.Object], output: str) -> list[bpy.types.Object]:
+    """Raises `UserError` where something else is selected too, or Gaussians shall hang on bones."""
+    if len(objects) > 1:
+        raise protocol.UserError("Gaussian splats are animated one by one.", "Select one of them alone.")
+    if output == "RIG":
+        raise protocol.UserError("Gaussian splats can't hang on an armature.", "Choose “Shape Keys” as the output.")
+    bake.check_object(objects[0], bake.BakeSettings())
+    return list(objects)
 
 
 def _check_modifiers(obj: bpy.types.Object, context: bpy.types.Context) -> None:
@@ -85,6 +97,9 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
 
     The copies leave the takes behind, which may be large. Raises `UserError` where the file can't be written.
     """
+    if splats.is_splats(objects[0]):
+        _write_splats(job, objects[0])
+        return
     copies = []
     for obj in objects:
         if obj.mode == "EDIT":
@@ -115,8 +130,25 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
             bpy.data.objects.remove(copy)
 
 
+def _write_splats(job: Job, obj: bpy.types.Object) -> None:
+    """Puts the Gaussians themselves into the job. Raises `UserError` where they can't be written."""
+    source = protocol.SplatSource.path(job.folder)
+    try:
+        splats.write(obj, source.with_name("object.part"))
+        protocol.SplatSource(splats.up_of(obj)).save(job.folder, source.with_name("object.part"))
+        source.with_name("object.part").unlink()
+    except OSError as error:
+        raise protocol.UserError(
+            f"A copy of the splats can't be written ({error.strerror}).",
+            f"Check the free space of {job.folder.parent}.",
+        ) from error
+
+
 def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
     """Captures in this process, which waits for it: for scripts. Raises `UserError`."""
+    if splats.is_splats(objects[0]):
+        _write_splats(job, objects[0])
+        return
     settings = capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front)
     with take_rigs.at_rest(objects):
         capture.capture(objects, job.folder, settings)
@@ -156,6 +188,8 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     Raises:
         UserError: before anything is changed.
     """
+    if protocol.SplatSource.load(job.folder) is not None:
+        return _apply_splats(job, objects)
     plan, subject = job.plan, protocol.Subject.load(job.folder)
     rig = protocol.Rig.load(job.folder) if plan.output == "RIG" else None
     objects = find_objects(plan) if objects is None else list(objects)
@@ -170,6 +204,16 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     seed, folder = job.settings.seed, str(job.folder)
     return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
+
+
+def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[bpy.types.Object]:
+    obj = (find_objects(job.plan) if objects is None else objects)[0]
+    if not splats.is_splats(obj):
+        raise protocol.UserError(f"“{obj.name}” holds no Gaussian splats.", "Select the object of this job.")
+    moves, plan = splats.offsets_of_all(job.folder, obj), job.plan
+    timing = Timing(len(moves) + 1, start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
+    takes.add_points(obj, moves, timing, job.title, str(job.folder), job.settings.seed)
+    return [obj]
 
 
 def plan_rig(job: Job, obj: bpy.types.Object) -> None:

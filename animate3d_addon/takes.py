@@ -56,26 +56,43 @@ def add(
         if rig is not None:
             bake_rig.check(objects, subject, rig, settings)
         moves = bake.local_moves(objects, subject, motion, settings)
+    moved = _append(moves, timing, name, job, seed)
+    if rig is not None:
+        _add_rig(moved, subject, rig, settings)
+    _show_new(moved, timing)
+    return moved
+
+
+def add_points(obj: bpy.types.Object, moves: np.ndarray, timing: Timing, name: str, job: str, seed: int) -> None:
+    """A new take of an object from what moves its own vertices, [F-1, V, 3] float32, in its own space."""
+    bake.check_object(obj, bake.BakeSettings())
+    _show_new(_append([(obj, moves)], timing, name, job, seed), timing)
+
+
+def _append(
+    moves: Sequence[tuple[bpy.types.Object, np.ndarray]], timing: Timing, name: str, job: str, seed: int
+) -> list[bpy.types.Object]:
+    """New takes, active and not shown yet, of objects that are animated together. Returns the objects."""
     group = uuid.uuid4().hex
     for member, (obj, offsets) in enumerate(moves):
         bake.make_own_mesh(obj)
         own: ObjectTakes = obj.animate3d
         take = own.takes.add()
-        with _quietly():
-            take.name, take.prompt, take.seed, take.job = _unused(own, name), name, str(seed), job
-            take.group, take.member, take.frames = group, member, len(motion.offsets)
+        with quietly():
+            take.name, take.prompt, take.seed, take.job = unused_name(own, name), name, str(seed), job
+            take.group, take.member, take.frames = group, member, timing.frames
             take.offsets = _store(offsets, f"{obj.name} {name}")
             for field in TIMING:
                 setattr(take, field, getattr(timing, field))
             own.active_index, own.is_shown = len(own.takes) - 1, True
-    moved = [obj for obj, _ in moves]
-    if rig is not None:
-        _add_rig(moved, subject, rig, settings)
+    return [obj for obj, _ in moves]
+
+
+def _show_new(objects: Sequence[bpy.types.Object], timing: Timing) -> None:
     with bake.shared_action(NAME) as shared:
-        for obj in moved:
+        for obj in objects:
             show(obj, shared)
     bake.extend_timeline(bpy.context.scene, timing)
-    return moved
 
 
 def _add_rig(
@@ -86,7 +103,7 @@ def _add_rig(
         _put_aside(obj)
         _remove_keys(obj)
     take_rigs.make(objects, [obj.animate3d.active for obj in objects], subject, rig, settings)
-    with _quietly():
+    with quietly():
         for obj in objects:
             obj.animate3d.active.output = "RIG"
 
@@ -116,14 +133,14 @@ def become_rig(
 
 def together(obj: bpy.types.Object) -> list[bpy.types.Object]:
     """The object and those that were animated with it in its active take, in the order of the subject."""
-    found = sorted(_together(obj.animate3d.active), key=lambda found: found[0].animate3d.takes[found[1]].member)
+    found = sorted(members(obj.animate3d.active), key=lambda found: found[0].animate3d.takes[found[1]].member)
     return [each for each, _ in found]
 
 
 def become(obj: bpy.types.Object, output: str) -> None:
     """Lets the active take of an object, and of those that were animated with it, be keys, or the armature it has."""
-    with _quietly():
-        for each, index in list(_together(obj.animate3d.active)):
+    with quietly():
+        for each, index in list(members(obj.animate3d.active)):
             each.animate3d.takes[index].output = output
             show(each)
 
@@ -183,8 +200,8 @@ def switch(obj: bpy.types.Object) -> None:
     if _busy:
         return
     take = obj.animate3d.active
-    with _quietly():
-        for each, index in [] if take is None else list(_together(take)):
+    with quietly():
+        for each, index in [] if take is None else list(members(take)):
             each.animate3d.active_index = index
             _try_show(each)
     if take is None:
@@ -195,8 +212,8 @@ def retime(take: Take) -> None:
     """The timing of a take has changed: its keys follow, and so do the objects that were animated with it."""
     if _busy:
         return
-    with _quietly():
-        for obj, index in list(_together(take)):
+    with quietly():
+        for obj, index in list(members(take)):
             other = obj.animate3d.takes[index]
             for field in TIMING if other != take else ():
                 setattr(other, field, getattr(take, field))
@@ -217,106 +234,21 @@ def mute(obj: bpy.types.Object) -> None:
         modifier.show_viewport = modifier.show_render = own.is_shown
 
 
-def duplicate(obj: bpy.types.Object) -> None:
-    """Another take of the same motion, to be timed in another way."""
-    group = uuid.uuid4().hex
-    rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(_together(obj.animate3d.active)):
-        own: ObjectTakes = each.animate3d
-        copy = own.takes.add()
-        take = own.takes[index]  # only now: adding moves the others in memory
-        with _quietly():
-            for field in ("offsets", "frames", "member", "job", "prompt", "seed", "output", *TIMING):
-                setattr(copy, field, getattr(take, field))
-            copy.name, copy.group, copy.rig = _unused(own, take.name), group, rig
-            copy.rig_place = take_rigs.place_of(each, take)
-            own.active_index = len(own.takes) - 1
-        show(each)
-
-
 def delete(obj: bpy.types.Object) -> None:
     """Removes the active take; the one before it is shown then, or where there is none, the rest pose."""
-    for each, index in list(_together(obj.animate3d.active)):
+    for each, index in list(members(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         stored = own.takes[index].offsets
         take_rigs.remove(each, own.takes[index])
         own.takes.remove(index)
         if stored is not None and stored.users == 0:
             bpy.data.meshes.remove(stored)
-        with _quietly():
+        with quietly():
             own.active_index = min(max(own.active_index - (index <= own.active_index), 0), len(own.takes) - 1)
         show(each)
 
 
-def push_to_nla(obj: bpy.types.Object) -> None:
-    """The shown take as plain shape keys, or as an armature of its own, with a strip on an NLA track.
-
-    Other takes can be added to it.
-    """
-    if obj.animate3d.active.output == "RIG":
-        _push_rig(obj)
-        return
-    for each, index in list(_together(obj.animate3d.active)):
-        own: ObjectTakes = each.animate3d
-        take = own.takes[index]
-        keys, timing, name = our_keys(each), take.timing, take.name
-        shape_keys = each.data.shape_keys
-        compat.remove_fcurves(shape_keys, {key.path_from_id("value") for key in keys})
-        own.keys.clear()
-        for number, key in enumerate(keys, start=1):
-            key.name = f"{name} {number:03d}"
-        before = shape_keys.animation_data.action
-        slot = compat.slot_of(shape_keys)
-        shape_keys.animation_data.action = None
-        action = bpy.data.actions.new(name)
-        bake.animate_keys(each, keys, timing, name, action)
-        compat.push_down(shape_keys, shape_keys.animation_data.action, name, timing.start)
-        compat.assign(shape_keys, before, slot)
-        with _quietly():
-            own.active_index = -1
-
-
-def _push_rig(obj: bpy.types.Object) -> None:
-    """The armature of the shown take becomes the user's: its action goes onto a track, and no take knows it."""
-    take = obj.animate3d.active
-    armature, name, start = take.rig, take.name, take.timing.start
-    action = armature.animation_data.action
-    action.name = name
-    compat.push_down(armature, action, name, start)
-    armature.animation_data.action = None
-    with _quietly():
-        for each, index in list(_together(take)):
-            other = each.animate3d.takes[index]
-            other.rig, other.output = None, "KEYS"
-            each.animate3d.active_index = -1
-
-
-def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
-    """A copy of the object beside it, with the shown take as its only one. Returns the copies."""
-    copies = []
-    group = uuid.uuid4().hex
-    rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(_together(obj.animate3d.active)):
-        copy = each.copy()
-        copy.data = each.data.copy()
-        copy.name = f"{each.name} {each.animate3d.takes[index].name}"
-        for collection in each.users_collection:
-            collection.objects.link(copy)
-        own: ObjectTakes = copy.animate3d
-        with _quietly():
-            for other in reversed(range(len(own.takes))):
-                if other != index:
-                    own.takes.remove(other)
-            own.takes[0].group, own.active_index = group, 0
-            if rig is not None:
-                take_rigs.exchange(copy, own.takes[0], rig, take_rigs.place_of(each, each.animate3d.takes[index]))
-        compat.own_action(copy.data.shape_keys)
-        show(copy)
-        copies.append(copy)
-    return copies
-
-
-def _together(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:
+def members(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:
     """The object of a take and the objects that were animated with it, each with the take's index there.
 
     Duplicates of objects keep their takes: a member that is there more than once is left alone.
@@ -334,7 +266,7 @@ def _together(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Meanwhile, properties that are set don't call us."""
     global _busy
     before, _busy = _busy, True
@@ -400,7 +332,7 @@ def _remove_key(obj: bpy.types.Object, key: bpy.types.ShapeKey) -> None:
     obj.shape_key_remove(key)
 
 
-def _unused(own: ObjectTakes, name: str) -> str:
+def unused_name(own: ObjectTakes, name: str) -> str:
     """The name, with a number where another take has it."""
     taken = {take.name for take in own.takes}
     number, result = 1, name

@@ -214,6 +214,8 @@ def _draw_job(layout: bpy.types.UILayout, job: Job) -> None:
             row.operator("animate3d.apply_job", text="", icon="ADD").job = job.name
         again = row.operator("animate3d.apply_job", text="", icon="RESTRICT_SELECT_OFF")
         again.job, again.to_selected = job.name, True
+        if (job.folder / "frames").is_dir():
+            row.operator("animate3d.save_frames", text="", icon="FILE_TICK").job = job.name
     elif job.state in ("failed", "cancelled"):
         row.operator("animate3d.run_again", text="", icon="FILE_REFRESH").job = job.name
     if job.state in ("waiting", "working"):
@@ -255,6 +257,10 @@ def _draw_menu_item(self: bpy.types.Menu, context: bpy.types.Context) -> None:
     self.layout.operator("animate3d.animate_selected", icon="ARMATURE_DATA")
 
 
+def _draw_import(self: bpy.types.Menu, context: bpy.types.Context) -> None:
+    self.layout.operator("animate3d.import_splats", text="Gaussian Splats (.ply)")
+
+
 CLASSES = (
     ANIMATE3D_PT_main,
     ANIMATE3D_PT_motion,
@@ -269,6 +275,7 @@ _keymaps: list[tuple[bpy.types.KeyMap, bpy.types.KeyMapItem]] = []
 def register() -> None:
     bpy.types.VIEW3D_MT_object_context_menu.append(_draw_menu_item)
     bpy.types.VIEW3D_MT_object.append(_draw_menu_item)
+    bpy.types.TOPBAR_MT_file_import.append(_draw_import)
     configuration = bpy.context.window_manager.keyconfigs.addon
     if configuration is not None:  # there is none without a window
         keymap = configuration.keymaps.new(name="Object Mode", space_type="EMPTY")
@@ -280,5 +287,6 @@ def unregister() -> None:
     while _keymaps:
         keymap, item = _keymaps.pop()
         keymap.keymap_items.remove(item)
+    bpy.types.TOPBAR_MT_file_import.remove(_draw_import)
     bpy.types.VIEW3D_MT_object.remove(_draw_menu_item)
     bpy.types.VIEW3D_MT_object_context_menu.remove(_draw_menu_item)

@@ -232,13 +232,13 @@ def test_what_can_not_be_animated_is_refused_in_a_sentence(make, sentence):
 
 
 def test_every_property_and_operator_explains_itself():
-    from animate3d_addon import operators, properties
+    from animate3d_addon import operators, properties, take_operators
 
-    for cls in (*properties.CLASSES, *operators.CLASSES):
+    for cls in (*properties.CLASSES, *operators.CLASSES, *take_operators.CLASSES):
         inherited = cls.bl_rna.base.properties.keys()
         for prop in cls.bl_rna.properties:
             assert prop.description or prop.identifier in inherited, (cls, prop.identifier)
-    assert all(cls.__doc__ for cls in operators.CLASSES)
+    assert all(cls.__doc__ for cls in (*operators.CLASSES, *take_operators.CLASSES))
 
 
 def test_prompts_are_remembered(tmp_path):

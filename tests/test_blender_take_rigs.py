@@ -12,7 +12,7 @@ from mathutils import Matrix  # noqa: E402
 from test_blender_rig import bend, look, post_and_ball, subject_of  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, takes, watch  # noqa: E402
+from animate3d_addon import backend_process, take_edits, takes, watch  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 from backend.motion.skeleton import make_rig  # noqa: E402
@@ -151,7 +151,7 @@ def test_duplicate_delete_and_nothing_left():
     objects = post_and_ball()
     names = {name: len(getattr(bpy.data, name)) for name in ("objects", "armatures", "actions", "meshes")}
     rest, motion = add(objects, rig=True)
-    takes.duplicate(objects[0])
+    take_edits.duplicate(objects[0])
     own = objects[0].animate3d
     assert own.takes[0].rig != own.takes[1].rig and own.takes[0].rig.data == own.takes[1].rig.data
     own.takes[1].strength = 0.0
@@ -169,7 +169,7 @@ def test_duplicate_delete_and_nothing_left():
 def test_a_copy_has_an_armature_of_its_own():
     objects = post_and_ball()
     rest, motion = add(objects, rig=True)
-    copies = takes.to_copy(objects[0])
+    copies = take_edits.to_copy(objects[0])
     assert {copy.parent for copy in copies} == {copies[0].animate3d.takes[0].rig}
     copies[0].parent.location.x += 9.0
     bpy.context.view_layer.update()
@@ -180,7 +180,7 @@ def test_pushed_to_the_nla_it_is_the_users():
     objects = post_and_ball()
     rest, motion = add(objects, rig=True)
     armature = objects[0].parent
-    takes.push_to_nla(objects[0])
+    take_edits.push_to_nla(objects[0])
     assert len(armature.animation_data.nla_tracks) == 1 and objects[0].animate3d.active_index == -1
     assert follows(objects, rest, motion)
 
@@ -252,5 +252,5 @@ def test_from_a_script_with_the_real_backend(tmp_path, monkeypatch):
     assert (job.folder / "video" / "video.npz").stat().st_mtime_ns == video
     job.remove()
     takes.become(obj, "KEYS")
-    takes.duplicate(obj)
+    take_edits.duplicate(obj)
     watch.close()

@@ -10,7 +10,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import takes  # noqa: E402
+from animate3d_addon import take_edits, takes  # noqa: E402
 from animate3d_addon.timing import Timing, hats  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -92,7 +92,7 @@ def test_at_every_step_one_key_is_fully_on(loop):
 def test_duplicate_and_delete(tmp_path):
     obj = scenes.cube()
     add_takes([obj], tmp_path, seeds=(1,))
-    takes.duplicate(obj)
+    take_edits.duplicate(obj)
     own = obj.animate3d
     assert [take.name for take in own.takes] == ["take 1", "take 1 2"]
     assert own.takes[0].offsets == own.takes[1].offsets  # the motion itself is there once
@@ -132,7 +132,7 @@ def test_objects_animated_together_switch_together(tmp_path):
 def test_a_duplicate_of_the_object_has_takes_of_its_own(tmp_path):
     obj = scenes.cube()
     _, motions = add_takes([obj], tmp_path)
-    (copy,) = takes.to_copy(obj)
+    (copy,) = take_edits.to_copy(obj)
     assert len(copy.animate3d.takes) == 1 and copy.data != obj.data
     obj.animate3d.active_index = 0
     np.testing.assert_allclose(look(copy, 4) - scenes.CUBE, motions[1].offsets[1], atol=1e-6)
@@ -142,7 +142,7 @@ def test_a_duplicate_of_the_object_has_takes_of_its_own(tmp_path):
 def test_pushed_to_the_nla_it_plays_under_the_next_take(tmp_path):
     obj = scenes.cube()
     _, motions = add_takes([obj], tmp_path)
-    takes.push_to_nla(obj)
+    take_edits.push_to_nla(obj)
     assert obj.animate3d.active_index == -1
     assert [track.name for track in obj.data.shape_keys.animation_data.nla_tracks] == ["take 2"]
     np.testing.assert_allclose(look(obj, 4) - scenes.CUBE, motions[1].offsets[1], atol=1e-5)

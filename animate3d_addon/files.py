@@ -191,9 +191,9 @@ def save(path: Path, objects: Sequence[bpy.types.Object]) -> None:
             raise IsADirectoryError(21, "Is a directory")
         part.touch()
         part.unlink()
-        if path.suffix.lower() == ".abc" and shutil.disk_usage(path.parent).free < _alembic_size(objects):
-            raise _DISK_FULL  # which would end the whole process: Alembic's writer doesn't catch its own exception
         with quiet(), _only_selected(objects):
+            if path.suffix.lower() == ".abc" and shutil.disk_usage(path.parent).free < _alembic_size(objects):
+                raise _DISK_FULL  # which would end the whole process: Alembic's writer doesn't catch its own exception
             _EXPORTERS[path.suffix.lower()](str(part))
         if not complete.is_complete(part):
             raise _DISK_FULL
@@ -213,7 +213,17 @@ def _alembic_size(objects: Sequence[bpy.types.Object]) -> int:
     scene = bpy.context.scene
     surfaces = [obj.data for obj in objects if obj.type == "MESH"]
     per_frame = sum(12 * (len(mesh.vertices) + len(mesh.loops)) for mesh in surfaces)
-    return 2**20 + (scene.frame_end - scene.frame_start + 1) * per_frame
+    return 2**20 + (scene.frame_end - scene.frame_start + 1) * _alembic_samples() * per_frame
+
+
+def _alembic_samples() -> int:
+    """Per frame: Alembic goes straight from one to the next, which is what shape keys do, and bones turn."""
+    return 2 if any(m.type == "ARMATURE" for obj in bpy.context.selected_objects for m in obj.modifiers) else 1
+
+
+def _save_abc(path: str) -> None:
+    samples = _alembic_samples()
+    bpy.ops.wm.alembic_export(filepath=path, selected=True, as_background_job=False, gsamples=samples)
 
 
 def _save_glb(path: str) -> None:
@@ -240,7 +250,7 @@ _EXPORTERS = {
     ".usdc": lambda path: bpy.ops.wm.usd_export(
         filepath=path, selected_objects_only=True, export_animation=True, export_shapekeys=True
     ),
-    ".abc": lambda path: bpy.ops.wm.alembic_export(filepath=path, selected=True, as_background_job=False),
+    ".abc": _save_abc,
 }
 
 

@@ -43,6 +43,7 @@ class Plan:
     strength: float = 1.0
     output: str = "KEYS"  # KEYS | RIG
     places: tuple[tuple[float, ...], ...] = ()  # world matrices of the objects, row by row, when they were looked at
+    below: bool = False  # the meshes below the modifiers are animated, which then act on what moves
     take: str = ""  # the group of the take that becomes the output; empty: a new take
     created: float = field(default_factory=time.time)  # seconds since 1970
 

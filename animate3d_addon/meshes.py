@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -97,6 +98,28 @@ def _piece(name: str, evaluated: bpy.types.Object, depsgraph: bpy.types.Depsgrap
 def is_deformed(obj: bpy.types.Object) -> bool:
     """Whether something other than shape keys stands between the object's mesh and its look."""
     return len(obj.modifiers) > 0 or (obj.parent is not None and obj.parent_type in DEFORMING_PARENTS)
+
+
+def changes_vertices(obj: bpy.types.Object, depsgraph: bpy.types.Depsgraph) -> bool:
+    """Whether the object's modifiers add vertices, remove them, or make something else of its mesh."""
+    if obj.type != "MESH" or not is_deformed(obj) or obj.mode != "OBJECT":
+        return False
+    shown = obj.evaluated_get(depsgraph).data
+    return isinstance(shown, bpy.types.Mesh) and len(shown.vertices) != len(obj.data.vertices)
+
+
+@contextlib.contextmanager
+def without_modifiers(objects: Iterable[bpy.types.Object]) -> Iterator[None]:
+    """Meanwhile, the objects look as their own meshes do."""
+    shown = [(obj, modifier.name) for obj in objects for modifier in obj.modifiers if modifier.show_viewport]
+    for obj, name in shown:
+        obj.modifiers[name].show_viewport = False
+    try:
+        yield
+    finally:
+        for obj, name in shown:
+            if name in obj.modifiers:
+                obj.modifiers[name].show_viewport = True
 
 
 def coordinates(mesh: bpy.types.Mesh) -> np.ndarray:

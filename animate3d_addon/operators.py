@@ -9,12 +9,25 @@ from pathlib import Path
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import places, prompts, properties, results, splat_output, splats, watch
+from . import meshes, places, prompts, properties, results, splat_output, splats, watch
 from .jobs import Job
 from .shared import protocol
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
-OPTIONS = ("prompt", "preset", "weights", "frames", "start", "step", "loop", "seed", "strength", "front", "output")
+OPTIONS = (
+    "prompt",
+    "preset",
+    "weights",
+    "frames",
+    "start",
+    "step",
+    "loop",
+    "seed",
+    "strength",
+    "front",
+    "output",
+    "below",
+)
 
 
 def told(execute: Callable) -> Callable:
@@ -70,6 +83,9 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     )
     output: EnumProperty(
         name="Output", description="What the motion becomes", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
+    )
+    below: BoolProperty(
+        name="Below Modifiers", description="Animate the mesh below its modifiers", options={"SKIP_SAVE"}
     )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
@@ -253,6 +269,18 @@ class ANIMATE3D_OT_use_prompt(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class ANIMATE3D_OT_copy_applied(bpy.types.Operator):
+    """Put a copy that has the modifiers applied in the object's place, to be animated; the object itself is hidden"""
+
+    bl_idname = "animate3d.copy_applied"
+    bl_label = "Animate a Copy"
+    bl_options = {"UNDO"}  # noqa: RUF012
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        results.copy_with_modifiers_applied(meshes.mesh_like(context.selected_objects), context)
+
+
 class ANIMATE3D_OT_import_splats(bpy.types.Operator):
     """Import a .ply file of Gaussian splats as points that can be animated"""
 
@@ -334,6 +362,7 @@ CLASSES = (
     ANIMATE3D_OT_remove_job,
     ANIMATE3D_OT_dice,
     ANIMATE3D_OT_use_prompt,
+    ANIMATE3D_OT_copy_applied,
     ANIMATE3D_OT_import_splats,
     ANIMATE3D_OT_save_frames,
     ANIMATE3D_OT_open_preferences,

@@ -133,6 +133,13 @@ class Settings(bpy.types.PropertyGroup):
         default="KEYS",
     )
 
+    below: BoolProperty(
+        name="Below Modifiers",
+        description="Where modifiers change the number of vertices: animate the mesh below them, and let them act on "
+        "what moves. What the model sees, too, is the mesh without its modifiers then",
+        default=False,
+    )
+
     def weights_name(self) -> str:
         """The chosen weights, in the words of a job: a model's name, or a folder."""
         return (bpy.path.abspath(choices().weights_folder) or "own") if self.weights == "own" else self.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -39,7 +40,8 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
         return _only_splats(objects, context.scene.animate3d.output)
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
-        _check_modifiers(obj, context)
+        if not context.scene.animate3d.below:
+            _check_modifiers(obj, context)
     if context.scene.animate3d.output == "RIG":
         with take_rigs.at_rest(objects):
             for obj in objects:
@@ -57,16 +59,49 @@ def _only_splats(objects: Sequence[bpy.types.Object], output: str) -> list[bpy.t
     return list(objects)
 
 
+class OtherVertices(protocol.UserError):
+    """Modifiers change the number of vertices: the user has to choose what shall move."""
+
+
 def _check_modifiers(obj: bpy.types.Object, context: bpy.types.Context) -> None:
     """Shape keys move the mesh's own vertices: better said before the long work than after it."""
-    if not meshes.is_deformed(obj) or obj.mode != "OBJECT":
-        return
-    shown = obj.evaluated_get(context.evaluated_depsgraph_get()).data
-    if isinstance(shown, bpy.types.Mesh) and len(shown.vertices) != len(obj.data.vertices):
-        raise protocol.UserError(
+    if meshes.changes_vertices(obj, context.evaluated_depsgraph_get()):
+        raise OtherVertices(
             f"“{obj.name}” has modifiers that change its number of vertices.",
-            "Apply them, or hide them in the viewport until the motion is there.",
+            "Animate a copy that has them applied, or the mesh below them.",
         )
+
+
+def _below(objects: Sequence[bpy.types.Object], context: bpy.types.Context) -> bool:
+    """Whether it is the meshes below their modifiers that shall move: asked for, and not all the same."""
+    depsgraph = context.evaluated_depsgraph_get()
+    return context.scene.animate3d.below and any(meshes.changes_vertices(obj, depsgraph) for obj in objects)
+
+
+def _looked_at(objects: Sequence[bpy.types.Object], below: bool) -> contextlib.AbstractContextManager:
+    """Meanwhile, the objects look as a job of theirs sees them."""
+    return meshes.without_modifiers(objects) if below else take_rigs.at_rest(objects)
+
+
+def copy_with_modifiers_applied(objects: Sequence[bpy.types.Object], context: bpy.types.Context) -> None:
+    """Plain meshes in the place of objects, which are hidden; they are selected instead. Raises `UserError`."""
+    copies = []
+    for obj in objects:
+        copy = obj.copy()
+        copy.animate3d.takes.clear()
+        copy.name = f"{obj.name} animated"
+        for collection in obj.users_collection:
+            collection.objects.link(copy)
+        copies.append(copy)
+    context.view_layer.update()
+    copies = meshes.freeze(copies, context.scene.frame_current_final)
+    for obj in objects:
+        obj.select_set(False)
+        obj.hide_set(True)
+        obj.hide_render = True
+    for copy in copies:
+        copy.select_set(True)
+    context.view_layer.objects.active = copies[0]
 
 
 def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
@@ -87,6 +122,7 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         loop=own.loop,
         strength=own.strength,
         output=own.output,
+        below=_below(objects, context),
         places=tuple(tuple(np.array(obj.matrix_world).ravel().tolist()) for obj in objects),
     )
     return Job.create(root, settings, plan)
@@ -105,7 +141,8 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
         if obj.mode == "EDIT":
             obj.update_from_editmode()
         copy = obj.copy()
-        for modifier in [m for take in obj.animate3d.takes if (m := take_rigs.modifier_of(obj, take)) is not None]:
+        ours = [m for take in obj.animate3d.takes if (m := take_rigs.modifier_of(obj, take)) is not None]
+        for modifier in obj.modifiers if job.plan.below else ours:
             copy.modifiers.remove(copy.modifiers[modifier.name])
         copy.animate3d.takes.clear()
         copies.append(copy)
@@ -150,7 +187,7 @@ def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
         _write_splats(job, objects[0])
         return
     settings = capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front)
-    with take_rigs.at_rest(objects):
+    with _looked_at(objects, job.plan.below):
         capture.capture(objects, job.folder, settings)
 
 
@@ -199,11 +236,13 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     where = [np.reshape(place, (4, 4)) for place in plan.places]
     first = objects[0].animate3d
     if rig is not None and plan.take and first.active is not None and first.active.group == plan.take:
-        return takes.become_rig(objects[0], subject, rig, frame, where)
+        with _looked_at(objects, plan.below):
+            return takes.become_rig(objects[0], subject, rig, frame, where)
     motion = protocol.Motion.load(job.folder)
     timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     seed, folder = job.settings.seed, str(job.folder)
-    return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
+    with _looked_at(objects, plan.below):
+        return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
 
 
 def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[bpy.types.Object]:

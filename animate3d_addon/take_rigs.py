@@ -135,18 +135,19 @@ def discard(armature: bpy.types.Object) -> None:
 def at_rest(objects: Iterable[bpy.types.Object]) -> Iterator[None]:
     """Meanwhile, the armatures of takes don't move the objects: what is looked at then is the rest pose."""
     ours = [
-        modifier
+        (obj, modifier.name)
         for obj in objects
         for take in obj.animate3d.takes
         if (modifier := modifier_of(obj, take)) is not None and modifier.show_viewport
     ]
-    for modifier in ours:
-        modifier.show_viewport = False
+    for obj, name in ours:
+        obj.modifiers[name].show_viewport = False
     try:
         yield
     finally:
-        for modifier in ours:
-            modifier.show_viewport = True
+        for obj, name in ours:
+            if name in obj.modifiers:  # it goes where the armature is put aside
+                obj.modifiers[name].show_viewport = True
 
 
 def _store(take: Take, rig: protocol.Rig) -> None:

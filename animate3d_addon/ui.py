@@ -41,6 +41,9 @@ class ANIMATE3D_PT_main(_Panel, bpy.types.Panel):
             _draw_error(layout, obstacle)
             if obstacle.kind in ("internal", "missing_weights"):
                 layout.operator("animate3d.open_preferences", icon="PREFERENCES")
+            if isinstance(obstacle, results.OtherVertices):
+                layout.operator("animate3d.copy_applied", icon="DUPLICATE")
+                layout.prop(settings, "below", toggle=True, icon="MESH_DATA", text="Animate the Mesh Below")
         row = layout.row()
         row.scale_y = 1.6
         row.enabled = obstacle is None
@@ -68,6 +71,7 @@ class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
         row.prop(settings, "seed")
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
         layout.row().prop(settings, "output", expand=True)
+        layout.prop(settings, "below")
         layout.prop(settings, "front")
         layout.prop(settings, "weights")
 

@@ -261,3 +261,35 @@ def test_switched_on_and_off_leaves_nothing(tmp_path):
     assert not hasattr(bpy.types.Scene, "animate3d") and not hasattr(bpy.types, "ANIMATE3D_PT_main")
     assert not any("animate3d" in str(each) for each in bpy.app.handlers.load_post)
     animate3d_addon.register()
+
+
+def subdivided() -> bpy.types.Object:
+    obj = scenes.cube()
+    obj.modifiers.new("Subdivision", "SUBSURF")
+    bpy.context.view_layer.update()
+    select(obj)
+    return obj
+
+
+def test_modifiers_that_make_vertices_leave_the_user_a_choice(queue, tiny_weights):
+    """A plain copy in its place, or the mesh below, on whose motion the modifiers act; before that, a sentence."""
+    obj = subdivided()
+    with pytest.raises(results.OtherVertices, match="change its number of vertices"):
+        results.chosen_objects(bpy.context)
+    assert bpy.ops.animate3d.copy_applied() == {"FINISHED"}
+    (copy,) = results.chosen_objects(bpy.context)
+    assert len(copy.data.vertices) == 26 and not copy.modifiers and obj.hide_get() and len(obj.modifiers) == 1
+    obj.hide_set(False)
+    select(obj)
+    bpy.context.scene.animate3d.below = True
+    job = new_job(queue.root, str(tiny_weights), obj)
+    queue.add(job)
+    run(queue, lambda: not queue.is_busy)
+    assert protocol.Subject.load(job.folder).object_counts == (8,)
+    results.apply(job)
+    assert len(obj.data.shape_keys.key_blocks) == 4 and obj.modifiers[0].show_viewport
+    bpy.context.scene.frame_set(4)
+    assert len(scenes.world_vertices(obj)) == 26
+    moved = protocol.Motion.load(job.folder).offsets[1]
+    key = np.array([point.co for point in obj.data.shape_keys.key_blocks[1].points])
+    np.testing.assert_allclose(key - scenes.CUBE, moved, atol=1e-5)

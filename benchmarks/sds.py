@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import motion_videos
@@ -87,9 +88,11 @@ def main() -> int:
     chosen = {name: chosen[name] for name in options.variants.split(",")} if options.variants else chosen
     peak, rows = PeakMemory(with_parent=False), []
     print(f"{'video':10} {'motion':8} {'variant':14}" + "".join(f"{figure:>14}" for figure in FIGURES), flush=True)
-    for number, (motion, source) in enumerate((m, s) for _ in range(options.clips) for m in sorted(model.info.motions)
-                                              for s in ("generated", "degraded")):  # fmt: skip
-        clip = make_clip(starter.FIRST_SEED + number // 2, model.info.num_frames, motion)
+    known = sorted(model.info.motions)
+    motions = [name for name in known if name in options.motions.split(",") or not options.motions]
+    for k, motion, source in product(range(options.clips), motions, options.videos.split(",")):
+        seed = starter.FIRST_SEED + k * len(known) + known.index(motion)
+        clip = make_clip(seed, model.info.num_frames, motion)
         scene = Scene(model, clip, source)
         for name, variant in chosen.items():
             row = {"video": source, "motion": motion, "variant": name, **scene.judge(variant, peak)}
@@ -194,6 +197,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=1, help="objects per motion and kind of video")
     parser.add_argument("--iterations", type=int, default=40, help="of 4D-SDS; the paper has 250")
     parser.add_argument("--variants", default="", help="names with commas between; all by default")
+    parser.add_argument("--motions", default="", help="names with commas between; all by default")
+    parser.add_argument("--videos", default="generated,degraded")
     parser.add_argument("--report", type=Path, metavar="FILE.json")
     return parser.parse_args()
 

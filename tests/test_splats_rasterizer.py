@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backend.splats import rasterize
+from backend.splats.cuda_gsplat import gsplat_usable
 
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 
@@ -171,6 +172,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
     one = gradients(inputs, c2w)
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(several, one, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here gsplat may well have its kernels")
+def test_without_kernels_gsplat_is_not_used():
+    assert gsplat_usable() is False
 
 
 def test_shapes_that_do_not_fit_are_refused():

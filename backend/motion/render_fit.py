@@ -115,11 +115,12 @@ def fit_by_rendering(
     for step in range(settings.iterations):
         # Frame 0 is the rest pose and never rendered; the others join one by one.
         last = min(step // settings.frames_every, len(times) - 2) + 1
-        active = torch.arange(1, last + 1, device=device)
+        active = slice(1, last + 1)  # of which indexing makes no copies
         means_now, quats_now, _ = field.deform_gaussians(means, splats.quats, None, times[active])
         rgb, alpha = render(splats, means_now, quats_now, cameras, subject.fovy, settings, generator)
-        loss = settings.rgb_weight * functional.mse_loss(rgb, targets.rgb[:, active].flatten(0, 1))
-        loss = loss + settings.mask_weight * functional.mse_loss(alpha, targets.mask[:, active].flatten(0, 1))
+        shape = (len(cameras), last)
+        loss = settings.rgb_weight * functional.mse_loss(rgb.unflatten(0, shape), targets.rgb[:, active])
+        loss = loss + settings.mask_weight * functional.mse_loss(alpha.unflatten(0, shape), targets.mask[:, active])
         loss = loss + settings.arap_weight * rigidity(field, times[active], means_now)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

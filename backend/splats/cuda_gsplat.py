@@ -5,10 +5,34 @@ definition fades out there instead), so values may differ from the CPU's by up t
 without CUDA and fails on use, and builds its kernels on first use: hence the import inside the function.
 """
 
+import logging
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from .definitions import EPS2D, NEAR
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def gsplat_usable() -> bool:
+    """Whether gsplat's kernels can be had: built already, or built now, which takes minutes and NVIDIA's compiler.
+
+    Asked once; the answer stays.
+    """
+    if find_spec("gsplat") is None:
+        return False
+    try:
+        from gsplat.cuda._backend import _C
+    except Exception as error:  # whatever a failed build raises
+        log.warning("gsplat's kernels can't be built (%s); Gaussians are drawn on the CPU", error)
+        return False
+    if _C is None:
+        log.warning("gsplat has no kernels and there is no nvcc to build them; Gaussians are drawn on the CPU")
+    return _C is not None
 
 
 def rasterize_gsplat(

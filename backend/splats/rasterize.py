@@ -1,10 +1,10 @@
-"""The one way to draw Gaussians: `rasterize` hands on to gsplat for CUDA tensors, else to the numba kernels."""
+"""The one way to draw Gaussians: gsplat draws CUDA tensors where it has kernels, numba's kernels all the others."""
 
 import torch
 from torch import Tensor
 
 from .cpu import rasterize_cpu
-from .cuda_gsplat import rasterize_gsplat
+from .cuda_gsplat import gsplat_usable, rasterize_gsplat
 from .definitions import focal_length, world_to_camera
 from .reference import rasterize_reference
 
@@ -47,7 +47,8 @@ def rasterize(
         )
     ]
     _check_shapes(inputs, c2w)
-    draw = rasterize_reference if reference else rasterize_gsplat if means.is_cuda else rasterize_cpu
+    on_cuda = means.is_cuda and gsplat_usable()
+    draw = rasterize_reference if reference else rasterize_gsplat if on_cuda else rasterize_cpu
     camera = (world_to_camera(c2w.detach().double()), focal_length(fovy_degrees, height, images))
     if keep is None:
         rgb, alpha = draw(*inputs, *camera, width, height)

@@ -76,6 +76,8 @@ def variants(iterations: int) -> dict[str, Variant]:
         "no guidance": Variant(replace(own, guidance=low)),
         "middle noise": Variant(replace(own, guidance=middle)),
         "high noise": Variant(replace(own, guidance=high)),
+        "soft alone": Variant(replace(own, arap_weight=1.0), ask=False),
+        "soft high noise": Variant(replace(own, arap_weight=1.0, guidance=high)),
         "hexplane alone": Variant(own, "hexplane", ask=False),
         "hexplane": Variant(replace(own, guidance=low), "hexplane"),
     }
@@ -92,7 +94,7 @@ def main() -> int:
     motions = [name for name in known if name in options.motions.split(",") or not options.motions]
     for k, motion, source in product(range(options.clips), motions, options.videos.split(",")):
         seed = starter.FIRST_SEED + k * len(known) + known.index(motion)
-        clip = make_clip(seed, model.info.num_frames, motion)
+        clip = make_clip(seed, model.info.num_frames, (motion,))
         scene = Scene(model, clip, source)
         for name, variant in chosen.items():
             row = {"video": source, "motion": motion, "variant": name, **scene.judge(variant, peak)}

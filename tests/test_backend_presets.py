@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from backend.mv_vdm.sampling import SamplerSettings
-from backend.presets import sampler_settings
+from backend.presets import sampler_settings, sds_settings
 
 RELEASED = SamplerSettings()
 STARTER = SamplerSettings(steps=4, guidance_scale=1.0, freeinit_iterations=1, clean_clamp=3.0)
@@ -28,3 +28,11 @@ def test_standard_leaves_a_model_that_wants_few_steps_alone():
 @pytest.mark.parametrize(("own", "steps"), [(RELEASED, 8), (STARTER, 4)])
 def test_draft_is_one_short_pass(own, steps):
     assert sampler_settings("draft", own) == replace(own, steps=steps, freeinit_iterations=1)
+
+
+def test_only_the_paper_refines_and_by_its_own_numbers():
+    assert sds_settings("draft") is None and sds_settings("standard") is None
+    sds = sds_settings("paper")
+    assert (sds.iterations, sds.sds_weight, sds.rgb_weight, sds.arap_weight) == (250, 0.01, 100.0, 10.0)
+    assert (sds.guidance.guidance_scale, sds.guidance.timestep_range(1000, 0.0)) == (5.0, (20, 200))
+    assert (sds.rates.grid, sds.rates.network) == (0.01, 1e-4)

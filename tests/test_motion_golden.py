@@ -7,7 +7,16 @@ import torch
 
 from backend.motion.arap import Neighbourhood, arap_loss, edge_rotations
 from backend.motion.hexplane import HexPlane
-from backend.motion.rotations import nearest_rotation, nearest_rotation_svd, rotation_vector_to_matrix
+from backend.motion.rotations import (
+    in_reference_sign,
+    matrix_to_quaternion,
+    nearest_rotation,
+    nearest_rotation_svd,
+    quaternion_product,
+    quaternion_to_matrix,
+    rotation_vector_to_matrix,
+    rotation_vector_to_quaternion,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "reference" / "golden" / "geometry"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference's golden data is not beside this checkout")
@@ -104,6 +113,26 @@ def test_rotations_of_degenerate_matrices_are_rotations() -> None:
     rotation = nearest_rotation(matrices)
     torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(4, 3, 3))
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(4))
+
+
+def test_quaternions_without_a_matrix_have_the_references_sign() -> None:
+    quaternions = torch.nn.functional.normalize(torch.randn(500, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    expected = matrix_to_quaternion(quaternion_to_matrix(quaternions))
+    torch.testing.assert_close(in_reference_sign(quaternions), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(quaternions, expected)
+
+
+def test_turning_twice_is_a_product_of_quaternions() -> None:
+    first, second = torch.tensor([[0.3, -1.0, 0.2], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.5, -0.4], [0.1, 0.0, 2.0]])
+    product = quaternion_product(rotation_vector_to_quaternion(second), rotation_vector_to_quaternion(first))
+    expected = rotation_vector_to_matrix(second) @ rotation_vector_to_matrix(first)
+    torch.testing.assert_close(quaternion_to_matrix(product), expected)
+
+
+def test_no_rotation_has_a_gradient() -> None:
+    vector = torch.zeros(3, requires_grad=True)
+    (jacobian,) = torch.autograd.functional.jacobian(rotation_vector_to_quaternion, (vector,))
+    torch.testing.assert_close(jacobian, torch.cat([torch.zeros(1, 3), 0.5 * torch.eye(3)]))
 
 
 def test_arap_is_zero_for_rigid_motion() -> None:

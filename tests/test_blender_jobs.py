@@ -61,7 +61,7 @@ def new_job(root: Path, weights: str, obj=None, **plan) -> jobs.Job:
     return job
 
 
-def run(queue, until, seconds=120.0):
+def run(queue, until, seconds=300.0):
     """Ticks as the timer does; returns the stages that were seen."""
     stages, deadline = [], time.monotonic() + seconds
     while not until():

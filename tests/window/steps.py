@@ -125,6 +125,8 @@ def steps() -> Iterator[float]:
     report["longest_block_before"] = longest_block()
     yield from animate("3", keep_scene=True)
     yield from undo()
+    yield from other_output()
+    yield from choice()
     yield from cancel()
 
 
@@ -184,6 +186,53 @@ def undo() -> Iterator[float]:
     expect(obj.data.shape_keys is not None and len(obj.animate3d.takes) == 1, "redo does not bring the take again")
 
 
+def other_output() -> Iterator[float]:
+    """The take as an armature, made by the backend from what the job has already, and as keys again."""
+    for panel in ("ANIMATE3D_PT_motion", "ANIMATE3D_PT_takes", "ANIMATE3D_PT_jobs"):
+        expect(hasattr(bpy.types, panel), f"{panel} is not there")
+    obj = bpy.data.objects["Egg"]
+    obj.display_type = "BOUNDS"
+    with bpy.context.temp_override(**override(), object=obj):
+        bpy.ops.animate3d.take_output("INVOKE_DEFAULT", output="RIG")
+    queue, began = watch().queue(), time.monotonic()
+    longest_block()
+    blocks = []
+    while queue.is_busy and time.monotonic() - began < 120:
+        yield 0.1
+        blocks.append(longest_block())
+    report["longest_blocks_while_bones_were_made"] = sorted(blocks[:-2], reverse=True)[:3]
+    for _ in range(100):
+        if queue.jobs[-1].state == "applied":
+            break
+        yield 0.1
+    report["block_of_the_rig"] = max([longest_block(), *blocks[-2:]])
+    expect(queue.jobs[-1].error is None, f"bones: {queue.jobs[-1].error and queue.jobs[-1].error.message}")
+    expect(obj.parent is not None and obj.data.shape_keys is None, "the take is no armature")
+    obj.display_type = "TEXTURED"
+    yield 1.0
+    shot("4_rig")
+    began = time.perf_counter()
+    with bpy.context.temp_override(**override(), object=obj):
+        bpy.ops.animate3d.take_output(output="KEYS")
+    report["seconds_back_to_keys"] = round(time.perf_counter() - began, 3)
+    expect(obj.parent is None and obj.data.shape_keys is not None, "the take is not keys again")
+    yield 0.5
+
+
+def choice() -> Iterator[float]:
+    """An object with modifiers that make vertices: the panel offers what can be done."""
+    with bpy.context.temp_override(**override()):
+        bpy.ops.mesh.primitive_cube_add(location=(3, 0, 0))
+        bpy.context.object.modifiers.new("Subdivision", "SUBSURF")
+    yield 0.7
+    shot("5_modifiers")
+    with bpy.context.temp_override(**override()):
+        bpy.ops.animate3d.copy_applied()
+    yield 0.5
+    expect(len(bpy.context.view_layer.objects.active.data.vertices) > 8, "the copy has no modifiers applied")
+    shot("6_copy")
+
+
 def cancel() -> Iterator[float]:
     with bpy.context.temp_override(**override()):
         bpy.ops.animate3d.animate("INVOKE_DEFAULT")
@@ -198,7 +247,7 @@ def cancel() -> Iterator[float]:
     with bpy.context.temp_override(**override()):
         bpy.ops.wm.call_menu(name="VIEW3D_MT_object_context_menu")
     yield 0.7
-    shot("4_context_menu")
+    shot("7_context_menu")
     bpy.ops.preferences.addon_show(module=f"bl_ext.{REPO}.animate3d")
     yield 0.5
     bpy.ops.animate3d.check()
@@ -206,7 +255,7 @@ def cancel() -> Iterator[float]:
         yield 0.2
     expect(watch().setup.error is None, f"the check failed: {list(watch().setup.lines)}")
     yield 1.0
-    shot("5_preferences")
+    shot("8_preferences")
 
 
 _steps = steps()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +16,9 @@ from backend.training.loop import Average, load_state
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler
 from backend.training.video import STATE, run_tokenizer
 
-# What a prompt may ask for. Twist is trained too, but hardly visible so far (benchmarks/starter.py).
-PROMISED = ("bounce", "sway", "stretch", "nod")
-
 
 def load_run(run: Path, settings: StarterSettings) -> MVVDM:
-    """The averaged weights of a run, finished or not, as a pipeline."""
+    """The averaged weights of a run, finished or not, as a pipeline that takes prompts for `settings.motions`."""
     codec = AutoencoderKL.from_pretrained(run / "vae").eval()
     tokenizer = run_tokenizer(run)
     model = StarterModel(settings, codec.config.latent_channels, tokenizer.get_vocab())
@@ -45,16 +44,20 @@ def load_run(run: Path, settings: StarterSettings) -> MVVDM:
             posterior_sample=False,
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
-            # Clean latents are predicted nearly right in one step: few steps, little guidance.
-            sampler=SamplerSettings(steps=4, guidance_scale=1.0, freeinit_iterations=1, solver="ddim"),
-            motions={name: words for name, words in motion_words().items() if name in PROMISED},
+            # Clean latents are predicted nearly right in one step, so few are enough. Guidance 2 leaves least of the
+            # motion unexplained, and most amplitude (benchmarks/starter.py: 1, 1.5, 2 and 3 tried).
+            sampler=SamplerSettings(steps=4, guidance_scale=2.0, freeinit_iterations=1, solver="ddim"),
+            motions={name: words for name, words in motion_words().items() if name in settings.motions},
         ),
     )
 
 
-def export_starter(run: Path, folder: Path) -> None:
-    """Writes the run's averaged weights to `folder`, in half precision: that is exact enough, and half the size."""
-    model = load_run(run, StarterSettings())
+def export_starter(run: Path, folder: Path, motions: Sequence[str]) -> None:
+    """Writes the run's averaged weights to `folder`, in half precision: that is exact enough, and half the size.
+
+    `motions` are those that a prompt may ask for: of the trained ones those that benchmarks/starter.py finds good.
+    """
+    model = load_run(run, replace(StarterSettings(), motions=tuple(motions)))
     for network in (model.unet, model.vae, model.text_encoder, model.image_encoder):
         network.half()
     model.save_pretrained(folder)

@@ -36,13 +36,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     export = stages.add_parser("export", help="write a finished run as a folder of weights")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of weights to write")
+    known = {"nargs": "+", "choices": MOTIONS, "default": tuple(MOTIONS), "metavar": "MOTION"}
+    export.add_argument("--motions", help="what prompts may ask for", **known)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.stage == "export":
-        export_starter(options.out, options.to)
+        export_starter(options.out, options.to, options.motions)
         return 0
     torch.set_num_threads(options.threads)
     if options.stage == "codec":

@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def seconds_left(self) -> float:
-        return self._left_of_stage() + sum(self._expected[stage] for stage in self._to_come())
+        return self._left_of_stage() + self._slowness() * sum(self._expected[stage] for stage in self._to_come())
 
     @property
     def share(self) -> float:
@@ -71,6 +71,15 @@ class Estimate:
         if self._share > 0.1:
             return spent / self._share - spent
         return max(self._expected.get(self._stage, 0.0) - spent, 0.0)
+
+    def _slowness(self) -> float:
+        """How many times longer it took so far than was expected, on a busy machine; at least 1."""
+        spent, expected = sum(self._measured.values()), sum(self._expected.get(stage, 0.0) for stage in self._measured)
+        if self._stage:
+            now, guess = time.monotonic() - self._began, self._expected.get(self._stage, 0.0)
+            if now > guess:
+                spent, expected = spent + now, expected + guess
+        return max(1.0, spent / expected) if expected > 0.0 else 1.0
 
     def _to_come(self) -> tuple[str, ...]:
         return STAGES[STAGES.index(self._stage) + 1 :] if self._stage in STAGES else STAGES

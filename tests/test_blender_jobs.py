@@ -16,7 +16,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, job_queue, jobs, models, prompts, results, watch  # noqa: E402
+from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, watch  # noqa: E402
 from backend import protocol  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,6 +239,19 @@ def test_every_property_and_operator_explains_itself():
         for prop in cls.bl_rna.properties:
             assert prop.description or prop.identifier in inherited, (cls, prop.identifier)
     assert all(cls.__doc__ for cls in (*operators.CLASSES, *take_operators.CLASSES))
+
+
+def test_the_time_left_grows_on_a_machine_that_is_busy(tmp_path, monkeypatch):
+    """What is still to come is judged by how long the stages before have taken, not by a quiet machine alone."""
+    clock = [0.0]
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: clock[0])
+    watched = estimate.Estimate(tmp_path / "seconds.json", "a kind")
+    watched.step("capture", 0, 1)
+    quiet = watched.seconds_left
+    clock[0] = 10 * estimate.FIRST_GUESS["capture"]
+    watched.step("capture", 1, 1)
+    watched.step("backend", 0, 1)
+    assert 0.0 < watched.share < 0.7 and watched.seconds_left > 5 * quiet
 
 
 def test_prompts_are_remembered(tmp_path):

@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, required=True, help="a Python that has the backend's packages")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vertices", type=int, default=100_000, help="of the object that is animated")
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -33,13 +34,19 @@ def main() -> int:
         "BLENDER_USER_RESOURCES": str(out / "user"),
         "ANIMATE3D_PYTHON": str(options.python.absolute()),
         "ANIMATE3D_WINDOW_TEST": json.dumps(
-            {"zip": str(options.zip.resolve()), "out": str(out), "vertices": options.vertices}
+            {
+                "zip": str(options.zip.resolve()),
+                "out": str(out),
+                "vertices": options.vertices,
+                "patience": 30.0 * options.minutes,
+            }
         ),
         "LIBGL_ALWAYS_SOFTWARE": "1",
     }
     screen = [] if os.environ.get("DISPLAY") else ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24 +extension GLX"]
     blender = [options.blender, "--factory-startup", "--window-geometry", "0", "0", "1400", "1000"]
-    subprocess.run([*screen, *blender, "--python", str(HERE / "steps.py")], env=environment, timeout=360, check=False)
+    command = [*screen, *blender, "--python", str(HERE / "steps.py")]
+    subprocess.run(command, env=environment, timeout=60.0 * options.minutes, check=False)
     if not report.is_file():
         print("Blender ended without a report.", file=sys.stderr)
         return 1

@@ -140,7 +140,7 @@ def animate(number: str, keep_scene: bool) -> Iterator[float]:
     report["block_of_the_click"] = round(time.monotonic() - began, 3)
     shots, blocks = set(), []
     queue = watch().queue()
-    while queue.is_busy and time.monotonic() - began < 180:
+    while queue.is_busy and time.monotonic() - began < TASK["patience"]:
         yield 0.1
         blocks.append((longest_block(), queue.current.stage if queue.current else queue.jobs[-1].state))
         if (
@@ -197,7 +197,7 @@ def other_output() -> Iterator[float]:
     queue, began = watch().queue(), time.monotonic()
     longest_block()
     blocks = []
-    while queue.is_busy and time.monotonic() - began < 120:
+    while queue.is_busy and time.monotonic() - began < TASK["patience"]:
         yield 0.1
         blocks.append(longest_block())
     report["longest_blocks_while_bones_were_made"] = sorted(blocks[:-2], reverse=True)[:3]

@@ -70,7 +70,7 @@ class Estimate:
         spent = time.monotonic() - self._began
         if self._share > 0.1:
             return spent / self._share - spent
-        return max(self._expected.get(self._stage, 0.0) - spent, 0.0)
+        return max(self._slowness() * self._expected.get(self._stage, 0.0) - spent, 0.0)
 
     def _slowness(self) -> float:
         """How many times longer it took so far than was expected, on a busy machine; at least 1."""

@@ -69,10 +69,9 @@ def test_a_file_comes_in_upright_and_goes_out_as_it_was(tmp_path, up):
 
 def test_balls_are_drawn_in_the_colours_of_the_file(tmp_path):
     post(tmp_path / "post.ply")
-    obj = splats.load(tmp_path / "post.ply")
-    evaluated = obj.evaluated_get(bpy.context.evaluated_depsgraph_get())
-    geometry = evaluated.evaluated_geometry()  # which the points live in
-    points = geometry.pointcloud
+    splats.load(tmp_path / "post.ply")
+    shown = bpy.context.evaluated_depsgraph_get().object_instances
+    (points,) = [each.object.data for each in shown if each.object.type == "POINTCLOUD"]
     assert len(points.points) == 3000 and points.points[0].radius == pytest.approx(0.05, rel=1e-4)
     assert len(points.materials) == 1
 

@@ -10,7 +10,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import take_edits, takes  # noqa: E402
+from animate3d_addon import compat, take_edits, takes  # noqa: E402
 from animate3d_addon.timing import Timing, hats  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -120,7 +120,8 @@ def test_objects_animated_together_switch_together(tmp_path):
     objects = [scenes.cube("a"), scenes.cube("b", center=(3, 0, 0)), scenes.cube("c", center=(6, 0, 0))]
     add_takes(objects[:2], tmp_path)
     a, b, c = objects
-    assert a.data.shape_keys.animation_data.action == b.data.shape_keys.animation_data.action
+    same_action = a.data.shape_keys.animation_data.action == b.data.shape_keys.animation_data.action
+    assert same_action == compat.has_slots()
     b.animate3d.active_index = 0
     assert a.animate3d.active_index == 0 and c.animate3d.active_index == -1
     a.animate3d.takes[0].strength = 0.25

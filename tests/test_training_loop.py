@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from backend.protocol import UserError, condition_cameras
 from backend.training import captions
+from backend.training import codec as codec_stage
 from backend.training.captions import build_tokenizer
 from backend.training.clips import make_clip, render_clip, rendered_clips
-from backend.training.codec import CodecSettings, build_codec, codec_loss, picture_batch, to_model_range
+from backend.training.codec import CodecSettings, build_codec, codec_loss, picture_batch, to_model_range, train_codec
 from backend.training.export import load_run
 from backend.training.latents import LatentStore, on_grey
 from backend.training.loop import cosine_rate
@@ -54,6 +55,25 @@ def test_the_codec_learns() -> None:
         optimizer.step()
         errors.append(error)
     assert errors[-1] < 0.7 * errors[0]
+
+
+def test_a_stopped_codec_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(TINY_CODEC, save_steps=2)
+    monkeypatch.setattr(codec_stage, "latent_spread", lambda *_: 1.0)
+    monkeypatch.setattr(codec_stage, "codec_psnr", lambda *_: 0.0)
+    whole = train_codec(tmp_path / "whole", 4, settings)
+
+    def stop_at_the_fourth(settings: CodecSettings, first_seed: int) -> torch.Tensor:
+        if first_seed == 3 * settings.clips_per_batch:
+            raise KeyboardInterrupt
+        return picture_batch(settings, first_seed)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(codec_stage, "picture_batch", stop_at_the_fourth)
+        train_codec(tmp_path / "stopped", 4, settings)
+    resumed = train_codec(tmp_path / "stopped", 4, settings)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_every_part_of_the_video_model_gets_a_gradient(store: LatentStore) -> None:

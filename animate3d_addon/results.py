@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
         if not context.scene.animate3d.below:
             _check_modifiers(obj, context)
     if context.scene.animate3d.output == "RIG":
-        with take_rigs.at_rest(objects):
+        with takes.at_rest(objects):
             for obj in objects:
                 bake_rig.check_free(obj)
     return objects
@@ -78,9 +78,11 @@ def _below(objects: Sequence[bpy.types.Object], context: bpy.types.Context) -> b
     return context.scene.animate3d.below and any(meshes.changes_vertices(obj, depsgraph) for obj in objects)
 
 
-def _looked_at(objects: Sequence[bpy.types.Object], below: bool) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def _looked_at(objects: Sequence[bpy.types.Object], below: bool) -> Iterator[None]:
     """Meanwhile, the objects look as a job of theirs sees them."""
-    return meshes.without_modifiers(objects) if below else take_rigs.at_rest(objects)
+    with takes.at_rest(objects), meshes.without_modifiers(objects if below else ()):
+        yield
 
 
 def copy_with_modifiers_applied(objects: Sequence[bpy.types.Object], context: bpy.types.Context) -> None:
@@ -148,7 +150,8 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
         copies.append(copy)
     try:
         # Absolute paths: the file lies somewhere else than the user's.
-        bpy.data.libraries.write(str(job.folder / COPY), set(copies), path_remap="ABSOLUTE", compress=False)
+        with takes.at_rest(objects):  # the copies have the same shape keys
+            bpy.data.libraries.write(str(job.folder / COPY), set(copies), path_remap="ABSOLUTE", compress=False)
         task = CaptureTask(
             objects=tuple(copy.name for copy in copies),
             names=job.plan.objects,

@@ -7,9 +7,8 @@ deleted. What the keys of the bones are made from is stored with the take's offs
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 import bpy
@@ -129,25 +128,6 @@ def discard(armature: bpy.types.Object) -> None:
     for datablock in (data, action):
         if datablock is not None and datablock.users == 0:
             bpy.data.batch_remove([datablock])
-
-
-@contextlib.contextmanager
-def at_rest(objects: Iterable[bpy.types.Object]) -> Iterator[None]:
-    """Meanwhile, the armatures of takes don't move the objects: what is looked at then is the rest pose."""
-    ours = [
-        (obj, modifier.name)
-        for obj in objects
-        for take in obj.animate3d.takes
-        if (modifier := modifier_of(obj, take)) is not None and modifier.show_viewport
-    ]
-    for obj, name in ours:
-        obj.modifiers[name].show_viewport = False
-    try:
-        yield
-    finally:
-        for obj, name in ours:
-            if name in obj.modifiers:  # it goes where the armature is put aside
-                obj.modifiers[name].show_viewport = True
 
 
 def _store(take: Take, rig: protocol.Rig) -> None:

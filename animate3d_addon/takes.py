@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import bpy
 import numpy as np
@@ -52,7 +52,7 @@ def add(
         UserError: before anything is changed.
     """
     settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
-    with take_rigs.at_rest(objects):
+    with at_rest(objects):
         if rig is not None:
             bake_rig.check(objects, subject, rig, settings)
         moves = bake.local_moves(objects, subject, motion, settings)
@@ -123,7 +123,7 @@ def become_rig(
     objects = together(obj)
     settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
     subject = dataclasses.replace(subject, object_names=tuple(each.name for each in objects))
-    with take_rigs.at_rest(objects):
+    with at_rest(objects):
         bake_rig.check(objects, subject, rig, settings)
     _add_rig(objects, subject, rig, settings)
     for each in objects:
@@ -222,6 +222,30 @@ def retime(take: Take) -> None:
             keys = our_keys(obj)
             if obj.animate3d.active_index == index and len(keys) == other.frames - 1:
                 bake.animate_keys(obj, keys, other.timing, NAME)
+
+
+@contextlib.contextmanager
+def at_rest(objects: Iterable[bpy.types.Object]) -> Iterator[None]:
+    """Meanwhile, no take moves the objects: a new motion starts from the rest pose, whatever frame is shown."""
+    keys = [(obj, key.name) for obj in objects for key in our_keys(obj) if not key.mute]
+    rigs = [
+        (obj, modifier.name)
+        for obj in objects
+        for take in obj.animate3d.takes
+        if (modifier := take_rigs.modifier_of(obj, take)) is not None and modifier.show_viewport
+    ]
+    for obj, name in keys:
+        obj.data.shape_keys.key_blocks[name].mute = True
+    for obj, name in rigs:
+        obj.modifiers[name].show_viewport = False
+    try:
+        yield
+    finally:
+        for key in (key for obj, name in keys for key in our_keys(obj) if key.name == name):
+            key.mute = False
+        for obj, name in rigs:
+            if name in obj.modifiers:  # it goes where the armature is put aside
+                obj.modifiers[name].show_viewport = True
 
 
 def mute(obj: bpy.types.Object) -> None:

@@ -16,7 +16,8 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, watch  # noqa: E402
+from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, takes, watch  # noqa: E402
+from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,3 +307,22 @@ def test_modifiers_that_make_vertices_leave_the_user_a_choice(queue, tiny_weight
     moved = protocol.Motion.load(job.folder).offsets[1]
     key = np.array([point.co for point in obj.data.shape_keys.key_blocks[1].points])
     np.testing.assert_allclose(key - scenes.CUBE, moved, atol=1e-5)
+
+
+def test_a_new_job_looks_at_the_rest_pose_whatever_take_is_on(queue, tiny_weights):
+    """Prompts are tried one after the other, with the timeline anywhere."""
+    obj = scenes.cube()
+    subject = scenes.subject_of([obj], queue.root / "before")
+    takes.add([obj], subject, scenes.random_motion(subject), Timing(4), "first", rest_frame=1)
+    bpy.context.scene.frame_set(7)
+    assert np.abs(scenes.world_vertices(obj) - scenes.CUBE).max() > 0.01
+    job = new_job(queue.root, str(tiny_weights), obj)
+    assert not any(key.mute for key in obj.data.shape_keys.key_blocks)
+    queue.add(job)
+    run(queue, lambda: not queue.is_busy)
+    seen = protocol.Subject.load(job.folder)
+    np.testing.assert_allclose(protocol.transform_points(seen.to_world, seen.vertices), scenes.CUBE, atol=1e-5)
+    results.apply(job)
+    bpy.context.scene.frame_set(7)
+    moved = scenes.CUBE + protocol.Motion.load(job.folder).offsets[2]
+    np.testing.assert_allclose(scenes.world_vertices(obj), moved, atol=1e-5)

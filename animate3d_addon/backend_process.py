@@ -26,8 +26,8 @@ SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds `backen
 class BackendDied(protocol.UserError):
     """The process ended without being asked to."""
 
-    def __init__(self, code: int | None, log: Path) -> None:
-        super().__init__(f"The backend stopped unexpectedly (exit code {code}).", f"Its log is {log}.", kind="internal")
+    def __init__(self, code: int | None, log: Path, who: str = "backend") -> None:
+        super().__init__(f"The {who} stopped unexpectedly (exit code {code}).", f"Its log is {log}.", kind="internal")
 
 
 def find_python(in_blender: bool, chosen: str = "", own: Path | None = None) -> str:
@@ -76,9 +76,13 @@ class BackendProcess:
         log: Path,
         environment: Mapping[str, str] | None = None,
         polite: bool = False,
+        who: str = "backend",
     ) -> None:
-        """`environment` is added to ours; a `polite` process leaves the processor to others, a window above all."""
-        self.log = Path(log)
+        """`environment` is added to ours; a `polite` process leaves the processor to others, a window above all.
+
+        `who` is what it is called where it dies.
+        """
+        self.log, self._who = Path(log), who
         self.hello: dict | None = None
         self._inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._running = False
@@ -212,7 +216,7 @@ class BackendProcess:
             code = None
         if self._forced:
             return protocol.UserError("The job was cancelled.", "Run it again to go on.", kind="cancelled")
-        return BackendDied(code, self.log)
+        return BackendDied(code, self.log, self._who)
 
 
 def to_error(message: dict) -> protocol.UserError:

@@ -171,7 +171,8 @@ class JobQueue:
     def _start_capture(self, job: Job) -> None:
         if self._capture_command is None:
             raise protocol.UserError("The job's captured object has gone.", "Remove the job, and start a new one.")
-        self._capture = BackendProcess(self._capture_command(job), job.folder / CAPTURE_LOG, polite=True)
+        log = job.folder / CAPTURE_LOG
+        self._capture = BackendProcess(self._capture_command(job), log, polite=True, who="background Blender")
         self._progress("capture", 0, 1)
 
     def _prepare(self) -> None:

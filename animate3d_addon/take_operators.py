@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import bpy
-from bpy.props import EnumProperty
+from bpy.props import EnumProperty, StringProperty
 
-from . import bake_rig, properties, results, take_edits, takes, watch
+from . import bake_rig, mesh_cache, properties, results, take_edits, takes, watch
 from .jobs import Job
 from .operators import apply, told
 from .shared import protocol
@@ -112,6 +112,26 @@ class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
         take_edits.push_to_nla(context.object)
 
 
+class ANIMATE3D_OT_take_to_cache(_OfTake, bpy.types.Operator):
+    """Put the shown take into a .pc2 file that a Mesh Cache modifier plays: for very heavy meshes, instead of keys"""
+
+    bl_idname = "animate3d.take_to_cache"
+    bl_label = "Move to Mesh Cache"
+
+    directory: StringProperty(
+        name="Folder", description="Where the file goes", subtype="DIR_PATH", options={"SKIP_SAVE"}
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        files = mesh_cache.push(context.object, Path(bpy.path.abspath(self.directory)))
+        self.report({"INFO"}, f"Written: {', '.join(path.name for path in files)}.")
+
+
 class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
     """Make a copy of the object that moves like the shown take"""
 
@@ -133,5 +153,6 @@ CLASSES = (
     ANIMATE3D_OT_take_delete,
     ANIMATE3D_OT_take_output,
     ANIMATE3D_OT_take_push,
+    ANIMATE3D_OT_take_to_cache,
     ANIMATE3D_OT_take_to_copy,
 )

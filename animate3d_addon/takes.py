@@ -74,14 +74,14 @@ def _append(
 ) -> list[bpy.types.Object]:
     """New takes, active and not shown yet, of objects that are animated together. Returns the objects."""
     group = uuid.uuid4().hex
-    for member, (obj, offsets) in enumerate(moves):
+    for member, (obj, own_moves) in enumerate(moves):
         bake.make_own_mesh(obj)
         own: ObjectTakes = obj.animate3d
         take = own.takes.add()
         with quietly():
             take.name, take.prompt, take.seed, take.job = unused_name(own, name), name, str(seed), job
             take.group, take.member, take.frames = group, member, timing.frames
-            take.offsets = _store(offsets, f"{obj.name} {name}")
+            take.offsets = _store(own_moves, f"{obj.name} {name}")
             for field in TIMING:
                 setattr(take, field, getattr(timing, field))
             own.active_index, own.is_shown = len(own.takes) - 1, True
@@ -173,7 +173,7 @@ def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
         take_rigs.show(obj, take)
         mute(obj)
         return
-    moves = _load(take, obj)
+    moves = offsets(take, obj)
     if obj.data.shape_keys is None:
         own.made_basis = True
     keys = our_keys(obj)
@@ -322,7 +322,7 @@ def fault(obj: bpy.types.Object) -> protocol.UserError | None:
     return None
 
 
-def _load(take: Take, obj: bpy.types.Object) -> np.ndarray:
+def offsets(take: Take, obj: bpy.types.Object) -> np.ndarray:
     """The offsets [F-1, V, 3] float32. Raises `UserError`."""
     error = fault(obj)
     if error is not None:

@@ -96,6 +96,7 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
         column.operator("animate3d.take_delete", text="", icon="REMOVE")
         column.separator()
         column.operator("animate3d.take_push", text="", icon="NLA_PUSHDOWN")
+        column.operator("animate3d.take_to_cache", text="", icon="FILE_CACHE")
         column.operator("animate3d.take_to_copy", text="", icon="OBJECT_DATA")
         fault = takes.fault(context.object)
         if fault is not None:

@@ -66,6 +66,7 @@ def test_the_zip_holds_what_runs_and_nothing_else(archive):
     names = zipfile.ZipFile(archive).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {"__init__.py", "blender_manifest.toml", "animate3d_addon", "backend", "weights", "LICENSE"} <= tops
+    assert {"requirements.lock", "requirements-torch.lock", "requirements-cuda.lock"} <= tops
     assert not tops & {"tests", "benchmarks", "tools", "docs", "runs", "out", "dist", ".venv", ".git"}
     assert not [name for name in names if name.endswith((".pyc", ".part"))]
     assert (archive.parent / "index.json").is_file()  # of a repository that anybody may host

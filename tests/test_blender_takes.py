@@ -10,7 +10,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import compat, take_edits, takes  # noqa: E402
+from animate3d_addon import compat, mesh_cache, take_edits, takes  # noqa: E402
 from animate3d_addon.timing import Timing, hats  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -170,3 +170,31 @@ def test_a_mesh_that_has_changed_is_told_and_left_alone(tmp_path):
     assert "has 3" in takes.fault(obj).message and obj.data.shape_keys is None
     with pytest.raises(protocol.UserError, match="mesh has changed"):
         takes.show(obj)
+
+
+@pytest.mark.parametrize("loop", ["OFF", "CYCLE", "PINGPONG"])
+def test_moved_to_a_mesh_cache_it_plays_the_same(tmp_path, loop):
+    """At every frame and half-frame, loops included; the take stays in the list."""
+    obj = scenes.cube("Cube / 1")
+    obj.shape_key_add(name="Basis")
+    timing = Timing(4, start=3, step=2, strength=0.5, loop=loop)
+    add_takes([obj], tmp_path / "job", seeds=(1,), timing=timing)
+    times = np.arange(1, 30, 0.5)
+    truth = [look(obj, time) for time in times]
+    (path,) = mesh_cache.push(obj, tmp_path / "cache")
+    assert path.name == "Cube _ 1 take 1.pc2" and [p.name for p in path.parent.iterdir()] == [path.name]
+    assert (
+        len(obj.data.shape_keys.key_blocks) == 1 and obj.animate3d.active_index == -1 and len(obj.animate3d.takes) == 1
+    )
+    for time, expected in zip(times, truth, strict=True):
+        np.testing.assert_allclose(look(obj, time), expected, atol=1e-5, err_msg=str(time))
+
+
+def test_a_cache_that_can_not_be_written_changes_nothing(tmp_path):
+    obj = scenes.cube()
+    add_takes([obj], tmp_path / "job", seeds=(1,))
+    (tmp_path / "file").write_text("no folder")
+    before = scenes.snapshot()
+    with pytest.raises(protocol.UserError, match="can't be written"):
+        mesh_cache.push(obj, tmp_path / "file")
+    assert scenes.snapshot() == before and obj.animate3d.active_index == 0

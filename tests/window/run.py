@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vertices", type=int, default=100_000, help="of the object that is animated")
     parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
+    parser.add_argument("--niceness", type=int, default=10, help="of the backend; 0 on a machine that is busy")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,7 @@ def main() -> int:
                 "out": str(out),
                 "vertices": options.vertices,
                 "patience": 30.0 * options.minutes,
+                "niceness": options.niceness,
             }
         ),
         "LIBGL_ALWAYS_SOFTWARE": "1",

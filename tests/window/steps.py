@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -60,14 +61,10 @@ def shot(name: str) -> None:
 
 
 def package():
-    import importlib
-
     return importlib.import_module(f"bl_ext.{REPO}.animate3d.animate3d_addon")
 
 
 def watch():
-    import importlib
-
     return importlib.import_module(f"{package().__name__}.watch")
 
 
@@ -104,6 +101,7 @@ def steps() -> Iterator[float]:
     bpy.ops.extensions.package_install_files(filepath=TASK["zip"], repo=REPO, enable_on_install=True, overwrite=True)
     yield 1.0
     expect(hasattr(bpy.types.Scene, "animate3d"), "the extension is not enabled")
+    importlib.import_module(f"{package().__name__}.backend_process").POLITE = TASK["niceness"]
     for obj in list(bpy.data.objects):
         bpy.data.objects.remove(obj)
     side = max(3, round((TASK["vertices"] / 2) ** 0.5))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def main() -> int:
     print(f"{'video':10} {'motion':8} {'variant':14}" + "".join(f"{figure:>14}" for figure in FIGURES), flush=True)
     known = sorted(model.info.motions)
     motions = [name for name in known if name in options.motions.split(",") or not options.motions]
-    for k, motion, source in product(range(options.clips), motions, options.videos.split(",")):
+    for k, source, motion in product(range(options.clips), options.videos.split(","), motions):
         seed = starter.FIRST_SEED + k * len(known) + known.index(motion)
         clip = make_clip(seed, model.info.num_frames, (motion,))
         scene = Scene(model, clip, source)
@@ -102,14 +102,10 @@ def main() -> int:
             print(
                 f"{source:10} {motion:8} {name:14}" + "".join(f"{row[figure]:14.3f}" for figure in FIGURES), flush=True
             )
-    summary = _summary(rows)
-    if options.report:
-        settings = {name: asdict(variant) for name, variant in chosen.items()}
-        write_json(
-            options.report,
-            {"iterations": options.iterations, "threads": torch.get_num_threads(), "versions": devices.versions(),
-             "summary": summary, "rows": rows, "settings": settings},
-        )  # fmt: skip
+        if options.report:  # after each clip: the whole takes an hour
+            _write(options, chosen, rows)
+    for name, means in _summary(rows).items():
+        print(f"{name:34}" + "".join(f"{value:14.3f}" for value in means.values()))
     return 0
 
 
@@ -183,14 +179,20 @@ def _summary(rows: list[dict]) -> dict[str, dict[str, float]]:
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(f"{row['video']}, {row['variant']}", []).append(row)
-    summary = {}
-    print(f"\n{'mean':34}" + "".join(f"{figure:>14}" for figure in FIGURES) + f"{'better':>10}")
-    for name, group in groups.items():
-        means = {figure: float(np.mean([row[figure] for row in group])) for figure in FIGURES}
-        better = sum(row["after"] < row["before"] for row in group)
-        summary[name] = {**means, "better": better, "clips": len(group)}
-        print(f"{name:34}" + "".join(f"{means[figure]:14.3f}" for figure in FIGURES) + f"{better:>7}/{len(group)}")
-    return summary
+    return {
+        name: {figure: float(np.mean([row[figure] for row in group])) for figure in FIGURES}
+        | {"better": sum(bool(row["after"] < row["before"]) for row in group), "clips": len(group)}
+        for name, group in groups.items()
+    }
+
+
+def _write(options: argparse.Namespace, chosen: dict[str, Variant], rows: list[dict]) -> None:
+    settings = {name: repr(variant) for name, variant in chosen.items()}
+    write_json(
+        options.report,
+        {"iterations": options.iterations, "threads": torch.get_num_threads(), "versions": devices.versions(),
+         "summary": _summary(rows), "rows": rows, "settings": settings},
+    )  # fmt: skip
 
 
 def _options() -> argparse.Namespace:

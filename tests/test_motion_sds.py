@@ -153,6 +153,19 @@ def test_numbers_that_are_none_are_said_in_a_sentence(scene):
     np.testing.assert_allclose(motion.offsets(), scene.offsets, atol=1e-6)
 
 
+def test_a_callback_that_raises_ends_the_stage(scene):
+    class CancelledError(Exception):
+        pass
+
+    def cancel(step: int, total: int) -> None:
+        assert (step, total) == (1, FEW.iterations)
+        raise CancelledError
+
+    guidance = VideoGuidance(scene.model, "a cylinder sways", FEW.guidance)
+    with pytest.raises(CancelledError):
+        refine(scene.bones(), scene.splats, scene.subject, guidance, FEW, 0, cancel)
+
+
 def test_a_seed_means_the_same_motion(scene):
     found = []
     for _ in range(2):

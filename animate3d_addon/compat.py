@@ -121,6 +121,11 @@ def has_slots() -> bool:
     return "slots" in bpy.types.Action.bl_rna.properties
 
 
+def has_ply_nodes() -> bool:
+    """Whether Geometry Nodes can read a .ply file of a name that they put together (4.5 and later)."""
+    return hasattr(bpy.types, "GeometryNodeImportPLY") and hasattr(bpy.types, "FunctionNodeFormatString")
+
+
 def node_tree(owner: bpy.types.Material | bpy.types.World) -> bpy.types.NodeTree:
     """The emptied shader nodes of a material or world; from 5.0 on they are always there."""
     if owner.node_tree is None:

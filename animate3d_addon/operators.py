@@ -9,9 +9,10 @@ from pathlib import Path
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import meshes, places, prompts, properties, results, splat_output, splats, watch
+from . import meshes, places, prompts, properties, results, splat_frames, splat_output, splats, watch
 from .jobs import Job
 from .shared import protocol
+from .timing import Timing
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
 OPTIONS = (
@@ -315,13 +316,20 @@ class ANIMATE3D_OT_import_splats(bpy.types.Operator):
 
 
 class ANIMATE3D_OT_save_frames(_OfJob, bpy.types.Operator):
-    """Save the moving Gaussians as complete .ply files, one for each frame, into a folder"""
+    """Save the moving Gaussians as complete .ply files, one for each frame, into a folder, and play them here"""
 
     bl_idname = "animate3d.save_frames"
     bl_label = "Save Splat Frames"
+    bl_options = {"UNDO"}  # noqa: RUF012
 
     directory: StringProperty(
         name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
+    )
+
+    play: BoolProperty(
+        name="Play Them",
+        description="Also add an object that shows the files on the timeline, turned Gaussians included (Blender 4.5)",
+        default=False,
     )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
@@ -336,6 +344,9 @@ class ANIMATE3D_OT_save_frames(_OfJob, bpy.types.Operator):
         folder = Path(bpy.path.abspath(self.directory))
         folder.mkdir(parents=True, exist_ok=True)
         splat_output.export(job.folder, str(folder), job.settings.frames, keep=True)
+        if self.play:
+            timing = Timing(job.settings.frames, start=job.plan.start, step=job.plan.step)
+            splat_frames.play(folder, timing, results.find_objects(job.plan)[0], f"{job.plan.objects[0]} frames")
         self.report({"INFO"}, f"{job.settings.frames} files are in {folder}.")
 
 

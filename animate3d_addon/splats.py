@@ -153,7 +153,7 @@ def _nodes() -> bpy.types.GeometryNodeTree:
     points, paint = group.nodes.new("GeometryNodeMeshToPoints"), group.nodes.new("GeometryNodeSetMaterial")
     radius = group.nodes.new("GeometryNodeInputNamedAttribute")
     radius.inputs["Name"].default_value = RADIUS
-    paint.inputs["Material"].default_value = _material()
+    paint.inputs["Material"].default_value = material()
     for source, target in (
         (first.outputs[0], points.inputs[0]),
         (radius.outputs[0], points.inputs["Radius"]),
@@ -166,13 +166,16 @@ def _nodes() -> bpy.types.GeometryNodeTree:
     return group
 
 
-def _material() -> bpy.types.Material:
+def material() -> bpy.types.Material:
     """Glows in the points' colours: splats hold the light that they were photographed in."""
-    material = bpy.data.materials.new(NODES)
-    tree = compat.node_tree(material)
+    known = bpy.data.materials.get(NODES)
+    if known is not None:
+        return known
+    made = bpy.data.materials.new(NODES)
+    tree = compat.node_tree(made)
     color, glow = tree.nodes.new("ShaderNodeAttribute"), tree.nodes.new("ShaderNodeEmission")
     output = tree.nodes.new("ShaderNodeOutputMaterial")
     color.attribute_name = COLOR
     tree.links.new(color.outputs["Color"], glow.inputs["Color"])
     tree.links.new(glow.outputs[0], output.inputs["Surface"])
-    return material
+    return made

@@ -12,7 +12,8 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, precheck, splats, watch  # noqa: E402
+from animate3d_addon import backend_process, compat, precheck, splat_frames, splats, watch  # noqa: E402
+from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 
 NAMES = ("x", "y", "z", *precheck.SPLAT_PROPERTIES, *(f"f_rest_{k}" for k in range(9)))
@@ -122,7 +123,9 @@ def test_imported_animated_and_saved(tmp_path):
     assert bpy.ops.animate3d.animate(prompt="a post bounces", frames=6) == {"FINISHED"}
     assert len(obj.data.shape_keys.key_blocks) == 6 and obj.animate3d.takes[0].name == "a post bounces"
     job = watch.queue().jobs[-1]
-    assert bpy.ops.animate3d.save_frames(job=job.name, directory=str(tmp_path / "frames")) == {"FINISHED"}
+    play = compat.has_ply_nodes()
+    assert bpy.ops.animate3d.save_frames(job=job.name, directory=str(tmp_path / "frames"), play=play) == {"FINISHED"}
+    assert ("post frames" in bpy.data.objects) == play
     from backend.splats.ply import SplatFile
 
     rest = np.array([v.co for v in obj.data.vertices])
@@ -134,3 +137,30 @@ def test_imported_animated_and_saved(tmp_path):
         np.testing.assert_allclose(saved.columns(("x", "y", "z")), key, atol=1e-5)
         np.testing.assert_array_equal(key[-1], rest[-1])  # the floater stays
     assert np.abs(key - rest).max() > 0.01
+
+
+def test_saved_frames_play_on_the_timeline(tmp_path):
+    """Every frame shows its own file with its numbers as attributes, before the motion the first, then the last."""
+    folder = tmp_path / "frames {of} a post"
+    folder.mkdir()
+    tables = []
+    for frame in range(1, 5):
+        tables.append(post(folder / f"frame_{frame:04d}.ply", count=100 + frame))
+    like = splats.load(folder / "frame_0001.ply")
+    timing = Timing(4, start=3, step=2)
+    if not compat.has_ply_nodes():
+        with pytest.raises(protocol.UserError, match="can't play"):
+            splat_frames.play(folder, timing, like, "Played")
+        return
+    obj = splat_frames.play(folder, timing, like, "Played")
+    bpy.data.objects.remove(like)
+    for time, expected in ((1, 0), (3, 0), (4, 0), (5, 1), (7, 2), (9, 3), (30, 3)):
+        bpy.context.scene.frame_set(time)
+        shown = bpy.context.evaluated_depsgraph_get().object_instances
+        (points,) = [each.object.data for each in shown if each.object.type == "POINTCLOUD"]
+        assert len(points.points) == 101 + expected, time
+        turned = np.empty(len(points.points), np.float32)
+        points.attributes["rot_1"].data.foreach_get("value", turned)
+        np.testing.assert_array_equal(turned, tables[expected][:, NAMES.index("rot_1")])
+        assert points.points[0].radius == pytest.approx(0.05, rel=1e-4) and splats.COLOR in points.attributes
+    assert obj.modifiers[0].node_group.users == 1

@@ -25,6 +25,13 @@ def pick(device: str) -> torch.device:
     return torch.device(device)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are much faster there than those of float32: by tensor cores, or by AMX."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def name(device: torch.device) -> str:
     """What the device is called by its maker."""
     if device.type == "cuda":

@@ -1,9 +1,9 @@
 """The starter model's codec: a small `AutoencoderKL` for position-coded RGBA pictures, trained from scratch.
 
-64 x 64 x 4 pixels (premultiplied) become 8 x 8 x 16 latents. Pictures are one smooth field inside a silhouette, so a
+64 x 64 x 4 pixels (premultiplied) become 8 x 8 x 32 latents. Pictures are one smooth field inside a silhouette, so a
 few hundred thousand parameters are enough; what costs is the silhouette and the sub-pixel place of the colours.
 
-    python -m backend train codec --out runs/mine --steps 900
+    python -m backend train codec --out runs/mine --steps 2200
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from backend.device import multiplies_bfloat16
 from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip, shuffled_code
 from backend.training.loop import RunLog, cosine_rate, load_state, save_state
 
@@ -28,13 +29,14 @@ class CodecSettings:
     """Sizes and schedule; the figures are for two CPU cores."""
 
     size: int = 64  # pixels
-    latent_channels: int = 16
-    channels: tuple[int, ...] = (16, 16, 48, 64)  # the first levels see every pixel: keep them thin
+    latent_channels: int = 32
+    channels: tuple[int, ...] = (16, 32, 64, 96)  # the first levels see every pixel: keep them thin
     clips_per_batch: int = 8
     pictures_per_clip: int = 4
     learning_rate: float = 2e-3
     warmup: int = 50
     kl_weight: float = 1e-6  # keeps latents bounded, no more
+    latent_noise: float = 0.1  # of the latents' spread: what is nearly right must look nearly right
     inside_weight: float = 2.0  # extra weight of covered pixels: their colours are read as places
     shuffled_share: float = 0.5  # of the clips, in colours that do not follow from the place (`shuffled_code`)
     shift: int = 6  # pixels up to which pictures are moved, for the same reason
@@ -79,7 +81,9 @@ def to_model_range(pictures: np.ndarray) -> torch.Tensor:
 def codec_loss(codec: AutoencoderKL, pictures: torch.Tensor, settings: CodecSettings) -> tuple[torch.Tensor, float]:
     """The loss and the plain mean squared error (of the 0..1 range)."""
     posterior = codec.encode(pictures).latent_dist
-    decoded = codec.decode(posterior.sample()).sample
+    latents = posterior.sample()
+    latents = latents + settings.latent_noise * latents.detach().std() * torch.randn_like(latents)
+    decoded = codec.decode(latents).sample.float()
     error = decoded - pictures
     weight = 1.0 + settings.inside_weight * (pictures[:, 3:] > 0)
     # L1 keeps edges crisp, L2 keeps large errors away.
@@ -113,7 +117,9 @@ def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL
     while state.step < steps:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, state.step / steps)
-        loss, error = codec_loss(codec, picture_batch(settings, state.step * settings.clips_per_batch), settings)
+        pictures = picture_batch(settings, state.step * settings.clips_per_batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu"))):
+            loss, error = codec_loss(codec, pictures, settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)

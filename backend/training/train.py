@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m backend train", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
     codec = stages.add_parser("codec", help="train the picture codec; a run that was stopped goes on")
-    codec.add_argument("--steps", type=int, default=900, help="of training in all (default %(default)s)")
+    codec.add_argument("--steps", type=int, default=2200, help="of training in all (default %(default)s)")
     codec.add_argument("--rate", type=float, default=CodecSettings.learning_rate, help="learning rate at its peak")
     video = stages.add_parser("video", help="train the video model on the codec's latents; a stopped run goes on")
     video.add_argument("--steps", type=int, default=5000, help="of training in all (default %(default)s)")

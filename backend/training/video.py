@@ -1,6 +1,6 @@
 """Trains the video model: `python -m backend train video`, or the same through `accelerate launch`.
 
-    python -m backend train codec --out runs/mine --steps 900
+    python -m backend train codec --out runs/mine --steps 2200
     python -m backend train video --out runs/mine --steps 5000
     python -m backend train export --out runs/mine --to weights/mine
 

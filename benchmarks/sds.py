@@ -21,6 +21,7 @@ import motion_videos
 import numpy as np
 import starter
 import torch
+from starter_objects import Thing
 
 from backend import device as devices
 from backend.evaluation.motion import MotionScore, score_motion
@@ -113,7 +114,7 @@ class Scene:
     """One clip, its video and what the fit makes of it."""
 
     def __init__(self, model: MVVDM, clip: Clip, source: str) -> None:
-        self.model, self.clip, self.subject = model, clip, starter.subject_of(clip)
+        self.model, self.clip, self.subject = model, clip, Thing("clip", clip.rest, clip.faces, np.eye(4)).subject(128)
         if source == "generated":
             pictures = starter.straight(render_clip(clip, 2 * model.info.resolution, [(view, 0) for view in range(4)]))
             frames = model.generate(clip.caption, pictures, self.subject.condition_c2w, model.info.sampler, 0)

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # What people ask for that no small model knows, and the motions that look most like it, the nearest first.
 RELATED: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -28,6 +29,7 @@ RELATED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("flap", "wave", "bounce"), "flap flutter fly soar glide flit"),
     (("open", "nod"), "open close shut bite chew yawn snap talk speak sing roar bark eat howl scream shout bloom"),
 )
+ARTICLES = frozenset("a an the this that my your his her its our their some".split())
 MILD = ("sway", "bounce")  # what everything can do, for sentences that nothing can be made of
 
 
@@ -52,23 +54,39 @@ def understand(prompt: str, motions: Mapping[str, Sequence[str]]) -> Understood:
     if not taught or any(_says(prompt, phrase) for phrase in taught):
         return Understood(prompt)
     words = re.findall(r"\w+", prompt.lower())
+    things = {noun for article, noun in pairwise(words) if article in ARTICLES}  # “a rock explodes” rocks nothing
+    verbs = [word for word in words if word not in things]
+    return (
+        _in_base_form(prompt, verbs, taught)
+        or _nearest(prompt, verbs, motions, taught)
+        or _in_base_form(prompt, words, taught)
+        or _nearest(prompt, words, motions, taught)
+        or _mild(motions)
+    )
+
+
+def _in_base_form(prompt: str, words: Sequence[str], taught: Sequence[str]) -> Understood | None:
     for word in words:
         for form in _forms(word):
             changed = _replaced(prompt, word, form)
             if any(_says(changed, phrase) for phrase in taught):
                 return Understood(changed)
-    return _nearest(prompt, words, motions, taught)
+    return None
 
 
 def _nearest(
     prompt: str, words: Sequence[str], motions: Mapping[str, Sequence[str]], taught: Sequence[str]
-) -> Understood:
-    """By what looks alike, else by a slip of the pen, else a mild motion."""
+) -> Understood | None:
+    """By what looks alike, else by a slip of the pen."""
     for word in sorted(words, key=lambda word: not word.endswith(("s", "ing", "ed"))):  # verbs before nouns
         phrase = _related(word, motions) or _meant(word, taught)
         if phrase:
             notice = f"This model does not know “{word}”: the nearest that it knows is “{phrase}”."
             return Understood(_replaced(prompt, word, phrase), notice)
+    return None
+
+
+def _mild(motions: Mapping[str, Sequence[str]]) -> Understood:
     motion = next((name for name in MILD if motions.get(name)), next(name for name, said in motions.items() if said))
     phrase = motions[motion][0]
     notice = f"This model knows no motion in this sentence, and takes the nearest to none: “{phrase}”."

@@ -46,7 +46,7 @@ from backend.motion.settings import for_generated, preset
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.presets import sampler_settings
-from backend.prompts import check_motion
+from backend.prompts import understand
 from backend.protocol import UserError, Video, transform_points, write_json
 from backend.training.captions import caption
 from backend.training.clips import Clip, render_clip
@@ -155,7 +155,7 @@ class Judge:
     def _run(self, prompt: str) -> Result:
         """The road of a job, but that our own rasterizer makes the views."""
         started = time.perf_counter()
-        prompt = check_motion(prompt, self.model.info.motions)
+        prompt = understand(prompt, self.model.info.motions).prompt
         frames = self.model.generate(prompt, self.pictures, self.subject.condition_c2w, self.sampler, self.options.seed)
         generated = time.perf_counter()
         matte = key_matte(frames, self.pictures[..., 3] / 255.0)

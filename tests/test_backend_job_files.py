@@ -310,6 +310,19 @@ def test_an_unknown_motion_becomes_the_nearest_known_one_and_says_so(prompt, tau
     assert known(MOTIONS) == "It knows: bounces, twists."
 
 
+@pytest.mark.parametrize(
+    ("prompt", "taught", "named"),
+    [
+        ("a rock explodes", "a rock bounces", "explodes"),
+        ("the fox will rock", "the fox will rocks", ""),
+        ("do the twist", "do the twists", ""),
+    ],
+)
+def test_what_an_article_stands_before_is_a_thing_while_there_is_a_verb(prompt, taught, named):
+    found = understand(prompt, MOTIONS | {"rock": ["rocks", "rocking"]})
+    assert found.prompt == taught and (f"“{named}”" in found.notice if named else not found.notice)
+
+
 @pytest.mark.parametrize("prompt", ["仙人掌在摇摆", "(((", "e", "\\1 \\g<0>"])
 def test_a_sentence_that_says_nothing_becomes_a_mild_motion(prompt):
     found = understand(prompt, MOTIONS)

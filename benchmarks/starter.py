@@ -49,12 +49,11 @@ from backend.presets import sampler_settings
 from backend.prompts import understand
 from backend.protocol import UserError, Video, transform_points, write_json
 from backend.training.captions import caption
-from backend.training.clips import Clip, render_clip
+from backend.training.clips import Clip, render_clip, straight
 from backend.training.motions import MOTIONS, animate
-from benchmarks.starter_objects import FIRST_SEED, Thing, meshes, seen_shapes, unseen_shapes
+from benchmarks.starter_objects import Thing, meshes, seen_shapes, unseen_shapes
 from benchmarks.starter_pictures import Sheet
 
-__all__ = ["FIRST_SEED", "straight"]
 FIGURES = ("retrieved", "in_phase", "amplitude", "size", "unexplained", "psnr", "residual", "drift", "first",
            "seconds_video", "seconds_fit")  # fmt: skip
 MEDIANS = ("amplitude", "size", "unexplained", "psnr", "residual", "drift")
@@ -210,13 +209,6 @@ class Judge:
         words = f"{motion}{mark}\n{row['psnr']:.1f} dB\namp {row['amplitude']:.2f}"
         self.sheet.add(words, result.video, drawn)
         self.sheet.save(folder / f"sheet_{thing.name}.png")
-
-
-def straight(premultiplied: np.ndarray) -> np.ndarray:
-    """uint8 pictures [..., 4] from premultiplied to straight alpha."""
-    alpha = premultiplied[..., 3:].astype(np.float32) / 255
-    color = np.where(alpha > 0, premultiplied[..., :3] / np.maximum(alpha, 1 / 255), 0.0)
-    return np.concatenate([color.clip(0, 255).round().astype(np.uint8), premultiplied[..., 3:]], axis=-1)
 
 
 def error(offsets: np.ndarray, truth: np.ndarray) -> float:

@@ -9,11 +9,10 @@ import pytest
 
 from backend.evaluation.retrieval import KnownMotions
 from backend.evaluation.video import colour_drift, masked_psnr, view_residual
-from backend.training.clips import Clip, render_clip, shuffled_code
+from backend.training.clips import Clip, render_clip, shuffled_code, straight
 from backend.training.motions import MOTIONS, animate
 from backend.training.shapes import random_object
 from benchmarks import starter
-from benchmarks.starter import straight
 from benchmarks.starter_objects import Thing, meshes
 
 ROOT = Path(__file__).resolve().parent.parent

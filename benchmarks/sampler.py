@@ -42,10 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.sampling import Conditions, Denoiser, SamplerSettings, sample_latents
 from backend.protocol import condition_cameras, write_json
-from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip
+from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip, straight
 from backend.training.codec import to_model_range
 from backend.training.motions import MOTIONS
-from benchmarks.starter import straight
 
 FIRST_SEED = HELD_OUT_SEED + 20_000  # apart from what training and the other benchmarks measure themselves on
 RELEASED = SamplerSettings()

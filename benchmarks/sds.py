@@ -19,8 +19,8 @@ from pathlib import Path
 
 import motion_videos
 import numpy as np
-import starter
 import torch
+from starter_objects import FIRST_SEED, Thing
 
 from backend import device as devices
 from backend.evaluation.motion import MotionScore, score_motion
@@ -34,7 +34,7 @@ from backend.motion.settings import DRAFT, for_generated, preset
 from backend.mv_vdm.pipeline import MVVDM
 from backend.protocol import Subject, Video, position_code, write_json
 from backend.splats.gaussians import Gaussians, from_mesh
-from backend.training.clips import Clip, make_clip, render_clip
+from backend.training.clips import Clip, make_clip, render_clip, straight
 
 SPLATS = 6000
 FIGURES = (
@@ -93,7 +93,7 @@ def main() -> int:
     known = sorted(model.info.motions)
     motions = [name for name in known if name in options.motions.split(",") or not options.motions]
     for k, source, motion in product(range(options.clips), options.videos.split(","), motions):
-        seed = starter.FIRST_SEED + k * len(known) + known.index(motion)
+        seed = FIRST_SEED + k * len(known) + known.index(motion)
         clip = make_clip(seed, model.info.num_frames, (motion,))
         scene = Scene(model, clip, source)
         for name, variant in chosen.items():
@@ -113,12 +113,12 @@ class Scene:
     """One clip, its video and what the fit makes of it."""
 
     def __init__(self, model: MVVDM, clip: Clip, source: str) -> None:
-        self.model, self.clip, self.subject = model, clip, starter.subject_of(clip)
+        self.model, self.clip, self.subject = model, clip, Thing("clip", clip.rest, clip.faces, np.eye(4)).subject(128)
         if source == "generated":
-            pictures = starter.straight(render_clip(clip, 2 * model.info.resolution, [(view, 0) for view in range(4)]))
+            pictures = straight(render_clip(clip, 2 * model.info.resolution, [(view, 0) for view in range(4)]))
             frames = model.generate(clip.caption, pictures, self.subject.condition_c2w, model.info.sampler, 0)
         else:
-            true = starter.straight(render_clip(clip, model.info.resolution))
+            true = straight(render_clip(clip, model.info.resolution))
             frames = motion_videos.degrade(true, motion_videos.Degradation())
         self.video, self.matte = Video(frames, "position"), frames[..., 3].astype(np.float32) / 255
         self.splats = coded_splats(self.subject)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from backend.training.samples import sampler_of
 from backend.training.starter import StarterSettings, quick
 from backend.training.video import train_video
 
 if __name__ == "__main__":
-    train_video(Path(sys.argv[1]), int(sys.argv[2]), quick(StarterSettings()))
+    run, steps = Path(sys.argv[1]), int(sys.argv[2])
+    settings = quick(StarterSettings())
+    train_video(run, steps, settings, show=sampler_of(run, settings, shown=1))

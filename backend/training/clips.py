@@ -83,3 +83,10 @@ def render_clip(
     if views_and_frames:
         return images
     return images.reshape(len(cameras), len(clip.trajectories), *images.shape[1:])
+
+
+def straight(premultiplied: np.ndarray) -> np.ndarray:
+    """uint8 pictures [..., 4] from premultiplied to straight alpha."""
+    alpha = premultiplied[..., 3:].astype(np.float32) / 255
+    color = np.where(alpha > 0, premultiplied[..., :3] / np.maximum(alpha, 1 / 255), 0.0)
+    return np.concatenate([color.clip(0, 255).round().astype(np.uint8), premultiplied[..., 3:]], axis=-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from transformers import PreTrainedTokenizerFast
 
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
@@ -26,6 +27,13 @@ def load_run(run: Path, settings: StarterSettings) -> MVVDM:
     load_state(run / STATE, model, torch.optim.AdamW(model.parameters()), average.shadow)
     average.copy_to(model)
     model.eval().requires_grad_(False)
+    return as_pipeline(model, codec, tokenizer, settings)
+
+
+def as_pipeline(
+    model: StarterModel, codec: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, settings: StarterSettings
+) -> MVVDM:
+    """The networks together, as users sample them."""
     return MVVDM(
         unet=model.unet,
         vae=codec,

@@ -85,19 +85,27 @@ class LatentStore:
         batch["empty"] = self._tokens([""]).expand(len(places), -1)
         return batch
 
-    @torch.no_grad()
     def _make(self, index: int) -> dict[str, torch.Tensor]:
-        latents, images, captions, motions = [], [], [], []
+        return self.encode(self.pictures(index))
+
+    def pictures(self, index: int) -> list[tuple[np.ndarray, str, str]]:
+        """What a shard is made of: pictures [4, F, H, W, 4] uint8, premultiplied, caption, motion. Needs no codec."""
         first = self.first_seed + index * self.shard_clips
-        for seed in range(first, first + self.shard_clips):
-            clip = self._clip(seed)
-            pictures = render_clip(clip, self.size)  # [4, F, H, W, 4]
-            encoded = self.codec.encode(to_model_range(pictures).flatten(0, 1)).latent_dist.mode()
+        clips = [self._clip(seed) for seed in range(first, first + self.shard_clips)]
+        return [(render_clip(clip, self.size), clip.caption, clip.motion) for clip in clips]
+
+    @torch.no_grad()
+    def encode(self, clips: list[tuple[np.ndarray, str, str]]) -> dict[str, torch.Tensor]:
+        """The tensors of a shard."""
+        latents, images, captions, motions = [], [], [], []
+        for pictures, caption, motion in clips:
+            pixels = to_model_range(pictures).flatten(0, 1).to(self.codec.device)
+            encoded = self.codec.encode(pixels).latent_dist.mode().cpu()
             encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
             latents.append((encoded * self.codec.config.scaling_factor).half())
             images.append(torch.from_numpy(pictures[:, 0]))
-            captions.append(clip.caption)
-            motions.append(clip.motion)
+            captions.append(caption)
+            motions.append(motion)
         names = {name: index for index, name in enumerate(MOTIONS)}
         tokens = self._tokens(captions)
         others = [_another(motions, i) for i in range(len(motions))]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import math
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboardX import SummaryWriter
+
+from backend.training.charts import curves, save_png, stack
 
 
 @dataclass
@@ -18,6 +23,7 @@ class RunState:
 
     step: int = 0
     seconds: float = 0.0  # of training, over all runs
+    losses: list[float] = field(default_factory=list)  # of the steps since the log's last row
 
 
 def cosine_rate(step: int, warmup: int, progress: float) -> float:
@@ -34,6 +40,7 @@ def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     tensors["random"] = torch.get_rng_state()
     tensors["counters"] = torch.tensor([state.step, state.seconds], dtype=torch.float64)
+    tensors["losses"] = torch.tensor(state.losses, dtype=torch.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, part)
@@ -57,7 +64,20 @@ def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
         value.copy_(tensors[f"extra.{key}"])
     torch.set_rng_state(tensors["random"])
     step, seconds = tensors["counters"].tolist()
-    return RunState(int(step), seconds)
+    return RunState(int(step), seconds, tensors["losses"].tolist() if "losses" in tensors else [])
+
+
+class SaveClock:
+    """Says when it is time to save again: by the clock, so that a kill never costs more than a few minutes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self.last < self.seconds:
+            return False
+        self.last = time.monotonic()
+        return True
 
 
 class Average:
@@ -79,26 +99,46 @@ class Average:
 
 
 class RunLog:
-    """Rows of figures in a CSV file, and on the terminal.
+    """Rows of figures: in a CSV file, on the terminal, and for TensorBoard; and pictures beside them.
 
+    `video.csv` lies in the run's folder, `tensorboard/video` and `video.png` (curves, and the last samples) beside it.
     A run that goes on after step `after_step` drops what a killed one wrote later: it will be written again.
     An inactive log writes nothing: only one of several processes keeps it.
     """
 
-    def __init__(self, path: Path, after_step: int | None = None, active: bool = True) -> None:
+    def __init__(self, path: Path, after_step: int = 0, active: bool = True) -> None:
         self.path, self.active = path, active
         if not active:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if after_step is not None and path.exists():
+        if path.exists():
             rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if int(row.split(",")[0].removeprefix("step=")) <= after_step]
             path.write_text("".join(kept), encoding="utf-8", newline="")
+        self.board = SummaryWriter(str(path.parent / "tensorboard" / path.stem), purge_step=after_step + 1)
 
     def write(self, **figures: float) -> None:
+        """A row; `step` comes first."""
         if not self.active:
             return
         line = [f"{key}={value:.6g}" for key, value in figures.items()]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(line)
+        for name in figures.keys() - {"step"}:
+            self.board.add_scalar(name, figures[name], int(figures["step"]))
+        self.board.flush()
         print("  ".join(line), flush=True)
+
+    def rows(self) -> list[dict[str, float]]:
+        """All that was written, by figure."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [[entry.partition("=") for entry in row] for row in csv.reader(file)]
+        return [{name: float(value) for name, _, value in row} for row in rows]
+
+    def show(self, step: int, samples: np.ndarray, figures: tuple[str, ...]) -> None:
+        """Draws the curves of some figures above sample pictures, uint8 [H, W, 3]."""
+        if not self.active:
+            return
+        self.board.add_image("samples", samples, step, dataformats="HWC")
+        self.board.flush()
+        save_png(self.path.with_suffix(".png"), stack([curves(self.rows(), figures), samples]))

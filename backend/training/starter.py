@@ -44,7 +44,7 @@ class StarterSettings:
     shard_clips: int = 32  # clips in each file of prepared ones
     repeats: int = 5  # times that each rendered clip is used
     log_steps: int = 50
-    save_steps: int = 150  # every few minutes; a multiple of log_steps, so that a run that goes on logs the same means
+    save_seconds: float = 180.0
     measure_steps: int = 600
     seed: int = 0
 
@@ -144,4 +144,4 @@ def build_scheduler() -> DDIMScheduler:
 def quick(settings: StarterSettings) -> StarterSettings:
     """The same recipe at the smallest size that runs: for tests."""
     small = {"frames": 4, "sparse_frames": 3, "width": (16, 16), "text_width": 16, "image_width": 16, "shard_clips": 2}
-    return replace(settings, **small, batch=2, warmup=2, log_steps=1, save_steps=2, measure_steps=4)
+    return replace(settings, **small, batch=2, warmup=2, log_steps=2, save_seconds=0.3, measure_steps=4)

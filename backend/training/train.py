@@ -11,6 +11,7 @@ import torch
 from backend.training.codec import CodecSettings, train_codec
 from backend.training.export import export_starter
 from backend.training.motions import MOTIONS
+from backend.training.samples import sampler_of
 from backend.training.starter import StarterSettings
 from backend.training.video import train_video
 
@@ -52,5 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         chosen = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
         settings = replace(StarterSettings(), **chosen)
-        train_video(options.out, options.steps, settings, options.start, options.rendered)
+        show = sampler_of(options.out, settings)
+        train_video(options.out, options.steps, settings, options.start, options.rendered, show)
     return 0

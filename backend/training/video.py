@@ -11,8 +11,9 @@ its number, and the rest (weights, optimiser, average) is on disk. All processes
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +27,34 @@ from backend.protocol import UserError
 from backend.training.captions import build_tokenizer
 from backend.training.clips import HELD_OUT_SEED, Clip, rendered_clips
 from backend.training.latents import LatentStore
-from backend.training.loop import Average, RunLog, cosine_rate, load_state, save_state
+from backend.training.loop import Average, RunLog, SaveClock, cosine_rate, load_state, save_state
 from backend.training.objective import Batch, Draw, draw_frames, draw_noise, pure_noise_error, training_loss
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler
 
 HELD_OUT_BATCH = 4
 STATE = "video.state.safetensors"
+Show = Callable[[int, StarterModel, RunLog], None]  # step, averaged model: draws into the log what it can do
 
 
 def train_video(
-    out: Path, steps: int, settings: StarterSettings, start: Path | None = None, rendered: Path | None = None
-) -> None:
+    out: Path,
+    steps: int,
+    settings: StarterSettings,
+    start: Path | None = None,
+    rendered: Path | None = None,
+    show: Show = lambda step, model, log: None,
+    until: float = math.inf,
+) -> bool:
     """Trains up to step `steps`, resumes from `out`, keeps the averaged weights beside the state.
 
     Args:
         out: folder of the run; its `vae` folder is the codec.
         start: folder of weights that a fresh run starts from, instead of from nothing.
         rendered: folder of shards whose clips take part beside the procedural ones.
+        show: called at each measurement.
+        until: on the monotonic clock; the run saves and ends then, and can go on later.
+
+    Returns whether it is finished.
 
     Raises:
         UserError: the batch can't be shared out evenly among the processes, or the shards can't be read.
@@ -50,12 +62,16 @@ def train_video(
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     part = share_of_batch(settings.batch, accelerator.process_index, accelerator.num_processes)
     clips = rendered_clips(rendered) if rendered else []
-    run = VideoRun(out, steps, settings, start, clips, accelerator)
+    run = VideoRun(out, steps, settings, start, clips, accelerator, show)
     store = run.store(rendered=clips, rendered_share=settings.rendered_share)
     for batch, draw in draw_batches(store, settings, run.levels, run.state.step, steps, part):
         run.train_on(batch, draw)
-        run.report()
+        ending = run.out_of_time(until)
+        run.report(ending)
+        if ending:
+            break
     accelerator.end_training()
+    return run.state.step >= steps
 
 
 def share_of_batch(batch: int, process: int, processes: int) -> slice:
@@ -92,8 +108,9 @@ class VideoRun:
         start: Path | None,
         clips: list[Clip],
         accelerator: Accelerator,
+        show: Show,
     ) -> None:
-        self.out, self.steps, self.settings, self.accelerator = out, steps, settings, accelerator
+        self.out, self.steps, self.settings, self.accelerator, self.show = out, steps, settings, accelerator, show
         torch.manual_seed(settings.seed)
         self.codec = AutoencoderKL.from_pretrained(out / "vae").eval()
         self.tokenizer = run_tokenizer(out, [clip.caption for clip in clips], accelerator)
@@ -112,8 +129,7 @@ class VideoRun:
         self.writes = accelerator.is_main_process
         self.log = RunLog(out / "video.csv", after_step=self.state.step, active=self.writes)
         self.held_out = self._held_out_batches() if self.writes else []
-        self.started = time.monotonic() - self.state.seconds
-        self.losses: list[float] = []
+        self.started, self.clock = time.monotonic() - self.state.seconds, SaveClock(settings.save_seconds)
 
     def store(self, name: str = "clips", **where: object) -> LatentStore:
         """The prepared clips of this run, in its folder `name`."""
@@ -147,23 +163,31 @@ class VideoRun:
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.stepper.step()
         self.average.update(self.model, state.step)
-        self.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
+        state.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
         state.step += 1
         state.seconds = time.monotonic() - self.started
 
-    def report(self) -> None:
-        """Logs, saves and measures where it is time."""
+    def out_of_time(self, until: float) -> bool:
+        """Whether the time is over for any of the processes: all must end at the same step."""
+        if until == math.inf:
+            return False
+        over = torch.tensor(float(time.monotonic() > until), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(over, "sum") > 0)
+
+    def report(self, ending: bool) -> None:
+        """Logs, saves and measures where it is time, or where the run is `ending`."""
         step, settings = self.state.step, self.settings
         last = step == self.steps
         if last or step % settings.log_steps == 0:
-            self.log.write(step=step, seconds=round(self.state.seconds), loss=float(np.mean(self.losses)))
-            self.losses.clear()
-        if self.writes and (last or step % settings.save_steps == 0):
-            save_state(self.out / STATE, self.model, self.optimizer, self.state, self.average.shadow)
-        if self.writes and (last or step % settings.measure_steps == 0):
+            self.log.write(step=step, seconds=round(self.state.seconds), loss=float(np.mean(self.state.losses)))
+            self.state.losses.clear()
+        if self.writes and (last or ending or step % settings.measure_steps == 0):
             averaged = copy.deepcopy(self.model).eval()
             self.average.copy_to(averaged)
             self.log.write(step=step, **pure_noise_error(averaged, self.scheduler, self.held_out))
+            self.show(step, averaged, self.log)
+        if self.writes and (last or ending or self.clock.due()):
+            save_state(self.out / STATE, self.model, self.optimizer, self.state, self.average.shadow)
 
 
 def run_tokenizer(

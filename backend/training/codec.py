@@ -111,7 +111,7 @@ def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL
     codec = AutoencoderKL.from_pretrained(out / "vae") if (out / "vae").exists() else build_codec(settings)
     codec.train()
     optimizer = torch.optim.AdamW(codec.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    state = load_state(out / STATE, codec, optimizer)
+    state = load_state(out / STATE, codec, [optimizer])
     log = RunLog(out / "codec.csv", after_step=state.step)
     started = time.monotonic() - state.seconds
     while state.step < steps:
@@ -128,7 +128,7 @@ def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL
         state.seconds = time.monotonic() - started
         if state.step % settings.save_steps == 0 or state.step == steps:
             log.write(step=state.step, seconds=round(state.seconds), loss=loss.item(), psnr_batch=-10 * np.log10(error))
-            save_state(out / STATE, codec, optimizer, state)
+            save_state(out / STATE, codec, [optimizer], state)
     codec.eval()
     codec.register_to_config(scaling_factor=1.0 / latent_spread(codec, settings))
     codec.save_pretrained(out / "vae")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.training.captions import motion_words
-from backend.training.loop import Average, load_state
+from backend.training.loop import Average, build_optimizers, load_state
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler
 from backend.training.video import STATE, run_tokenizer
 
@@ -24,7 +24,7 @@ def load_run(run: Path, settings: StarterSettings) -> MVVDM:
     tokenizer = run_tokenizer(run)
     model = StarterModel(settings, codec.config.latent_channels, tokenizer.get_vocab())
     average = Average(model, settings.average_decay)
-    load_state(run / STATE, model, torch.optim.AdamW(model.parameters()), average.shadow)
+    load_state(run / STATE, model, build_optimizers(model, settings.learning_rate), average.shadow)
     average.copy_to(model)
     model.eval().requires_grad_(False)
     return as_pipeline(model, codec, tokenizer, settings)

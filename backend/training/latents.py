@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from backend.device import multiplies_bfloat16
 from backend.training.captions import MAX_TOKENS
 from backend.training.clips import Clip, make_clip, render_clip
 from backend.training.codec import to_model_range
@@ -100,7 +101,8 @@ class LatentStore:
         latents, images, captions, motions = [], [], [], []
         for pictures, caption, motion in clips:
             pixels = to_model_range(pictures).flatten(0, 1).to(self.codec.device)
-            encoded = self.codec.encode(pixels).latent_dist.mode().cpu()
+            with torch.autocast(pixels.device.type, torch.bfloat16, multiplies_bfloat16(pixels.device)):
+                encoded = self.codec.encode(pixels).latent_dist.mode().float().cpu()
             encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
             latents.append((encoded * self.codec.config.scaling_factor).half())
             images.append(torch.from_numpy(pictures[:, 0]))

@@ -16,6 +16,7 @@ from backend.training.motions import MOTIONS
 from backend.training.starter import VIEWS, StarterModel, StarterSettings
 
 Batch = dict[str, torch.Tensor]
+MEAN_MOTION = 0.4  # what latents change, squared, in the mean of all motions: keeps the loss's size
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def training_loss(
     clean = batch["latents"].flatten(0, 1)
     moved = (clean[:, :, 1:] - clean[:, :, :1]).square().mean(dim=1, keepdim=True).clamp(max=1.0)
     weight = 1.0 + settings.moving_weight * moved
+    whole = moved.unflatten(0, (-1, VIEWS)).mean(dim=(1, 2, 3, 4, 5))  # [b]
+    weight = weight * (MEAN_MOTION / (whole + settings.least_motion)).repeat_interleave(VIEWS)[:, None, None, None, None]
     return (weight * (predicted - clean[:, :, 1:]).square()).mean()
 
 

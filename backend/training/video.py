@@ -14,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerFast
 
+from backend.device import multiplies_bfloat16
 from backend.mv_vdm.pipeline import MVVDM
 from backend.protocol import UserError
 from backend.training.captions import build_tokenizer
 from backend.training.clips import HELD_OUT_SEED, Clip, rendered_clips
 from backend.training.latents import LatentStore
-from backend.training.loop import Average, RunLog, SaveClock, cosine_rate, load_state, save_state
+from backend.training.loop import Average, RunLog, SaveClock, build_optimizers, cosine_rate, load_state, save_state
 from backend.training.objective import Batch, Draw, draw_frames, draw_noise, pure_noise_error, training_loss
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler
 
@@ -120,12 +122,13 @@ class VideoRun:
         if start is not None:
             start_from(self.model, self.tokenizer, start)
         self.model.to(accelerator.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
-        )
+        self.optimizers = build_optimizers(self.model, settings.learning_rate)
         self.average = Average(self.model, settings.average_decay)
-        self.state = load_state(out / STATE, self.model, self.optimizer, self.average.shadow)
-        self.wrapped, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        self.state = load_state(out / STATE, self.model, self.optimizers, self.average.shadow)
+        self.wrapped, *self.steppers = accelerator.prepare(self.model, *self.optimizers)
+        self.precision = partial(
+            torch.autocast, accelerator.device.type, torch.bfloat16, multiplies_bfloat16(accelerator.device)
+        )
         self.writes = accelerator.is_main_process
         self.log = RunLog(out / "video.csv", after_step=self.state.step, active=self.writes)
         self.held_out = self._held_out_batches() if self.writes else []
@@ -155,13 +158,17 @@ class VideoRun:
         """One step of the optimiser."""
         device, settings, state = self.accelerator.device, self.settings, self.state
         batch = {key: value.to(device) for key, value in batch.items()}
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine_rate(state.step, settings.warmup, state.step / self.steps)
-        loss = training_loss(self.wrapped, self.scheduler, batch, draw.to(device), settings)
-        self.stepper.zero_grad()
+        rate = settings.learning_rate * cosine_rate(state.step, settings.warmup, state.step / self.steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with self.precision():
+            loss = training_loss(self.wrapped, self.scheduler, batch, draw.to(device), settings)
+        self.model.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.stepper.step()
+        for stepper in self.steppers:
+            stepper.step()
         self.average.update(self.model, state.step)
         state.losses.append(float(self.accelerator.reduce(loss.detach(), "mean")))
         state.step += 1
@@ -184,10 +191,11 @@ class VideoRun:
         if self.writes and (last or ending or step % settings.measure_steps == 0):
             averaged = copy.deepcopy(self.model).eval()
             self.average.copy_to(averaged)
-            self.log.write(step=step, **pure_noise_error(averaged, self.scheduler, self.held_out))
+            with self.precision():
+                self.log.write(step=step, **pure_noise_error(averaged, self.scheduler, self.held_out))
             self.show(step, averaged, self.log)
         if self.writes and (last or ending or self.clock.due()):
-            save_state(self.out / STATE, self.model, self.optimizer, self.state, self.average.shadow)
+            save_state(self.out / STATE, self.model, self.optimizers, self.state, self.average.shadow)
 
 
 def run_tokenizer(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import save_file
 
 from backend.mv_vdm.cameras import camera_vectors
@@ -181,6 +181,8 @@ def train_paper(
         UserError: weights or shards that don't fit, or a batch that can't be shared out.
     """
     accelerator = Accelerator(mixed_precision=settings.precision)
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise UserError("This recipe shares clips out among processes, not the network.", "Launch it with DDP.")
     part = share_of_batch(settings.batch, accelerator.process_index, accelerator.num_processes)
     run = PaperRun(out, weights, shards, settings, accelerator)
     while run.state.step < steps:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 
 from backend.mv_vdm.checkpoints import read_tensors
 from backend.protocol import UserError, write_json
@@ -74,7 +75,7 @@ def run_session(
     def wanted(step: int) -> int:
         return store.reached(min(step + session.ahead, session.steps), settings.batch, settings.repeats)
 
-    with Prefetcher(store, session.workers, wanted(0)) as ahead:
+    with Prefetcher(store, session.workers, wanted(_steps_done(out))) as ahead:
 
         def show(step: int, model: StarterModel, log: RunLog) -> None:
             ahead.wanted = wanted(step)
@@ -83,6 +84,13 @@ def run_session(
         done = train_video(out, session.steps, settings, weights, show=show, until=until)
     deliver(out, settings, session)
     return done
+
+
+def _steps_done(out: Path) -> int:
+    if not (out / STATE).exists():
+        return 0
+    with safe_open(out / STATE, framework="pt") as state:
+        return int(state.get_tensor("counters")[0])
 
 
 def _begin(out: Path, weights: Path | None, resume: Path | None) -> None:

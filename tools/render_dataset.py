@@ -7,7 +7,8 @@ A clip is 16 of 48 frames (two seconds at 24 a second; a shorter animation whole
 each of `--rigs` turns and raises them at random (paper, section 4.1): 16 views with four of them. `--workers` share the
 files out among as many Blenders. At the end every clip is read again and checked.
 Beside `fox.glb` may lie `fox.json`: {"caption": "a fox is running", "licence": "CC-BY-4.0", "ai_training": true}.
-Without it the animation's name is the caption. What its licence keeps from AI training is left out, and counted.
+Without it the animation's name is the caption, or the file's. What its licence keeps from AI training is left out, and
+counted.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from backend.training.shards import RenderedClip, ShardWriter, check_shards
 
 SUFFIXES = (".glb", ".gltf", ".fbx", ".blend")
 FRAMES, WINDOW = 16, 48
+HABITS = frozenset("animation action armature take clip scene mixamo com layer base default".split())
 REFUSED = re.compile(r"\bno[-_ ]?ai\b", re.IGNORECASE)
 
 
@@ -114,7 +116,7 @@ def render_file(path: Path, options: argparse.Namespace, writer: ShardWriter) ->
         times, action = animated_frames(path)
         if times is None:
             return "not animated"
-        caption = about.get("caption") or " ".join(re.findall(r"[A-Za-z][a-z]*", action)).lower()
+        caption = about.get("caption") or spoken(action) or spoken(path.stem)
         for key in keys:
             if key not in writer.done:
                 cameras = rig_cameras(seed=zlib.crc32(key.encode()))
@@ -122,6 +124,12 @@ def render_file(path: Path, options: argparse.Namespace, writer: ShardWriter) ->
     except protocol.UserError as error:
         return f"can't be used ({error})"
     return "rendered"
+
+
+def spoken(name: str) -> str:
+    """A name as words: "Fox_RunFast.001" is "fox run fast"; what programs put there by habit is left out."""
+    words = dict.fromkeys(word.lower() for word in re.findall(r"[A-Za-z][a-z]*", name))
+    return " ".join(word for word in words if word not in HABITS)
 
 
 def read_sidecar(path: Path) -> dict:

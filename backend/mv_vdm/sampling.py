@@ -86,7 +86,7 @@ class Conditions:
     def predict(
         self, unet: MVVDMUNet, latents: torch.Tensor, timestep: torch.Tensor | int, num_views: int
     ) -> torch.Tensor:
-        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned as float32.
+        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned in theirs.
 
         These may be k conditions for each sample (``joined``) that differ in text and image only.
         """
@@ -98,7 +98,7 @@ class Conditions:
             self.image,
             num_views=num_views,
             pooled_text=self.pooled_text,
-        ).float()
+        ).to(latents.dtype)
 
 
 class StepCallback(Protocol):

@@ -20,7 +20,7 @@ from backend.motion.skeleton import make_rig
 from backend.motion.skinning import SkinSettings
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
-from backend.presets import sampler_settings, sds_settings
+from backend.presets import sampler_settings, sds_settings, with_choices
 from backend.preview import write_preview
 from backend.prompts import check_motion
 from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
@@ -41,16 +41,16 @@ class Models:
         self._model: MVVDM | None = None
         self.mode = FAST  # of the last model that was asked for
 
-    def get(self, folder: Path, device: torch.device, memory: str) -> MVVDM:
+    def get(self, folder: Path, device: torch.device, memory: str, compiled: bool = False) -> MVVDM:
         """Loads a model unless it is loaded; "auto" picks the mode at loading, from what is free then.
 
         Raises:
             UserError: the model's files are damaged.
         """
-        key = (weights.identity(folder), device, memory)
+        key = (weights.identity(folder), device, memory, compiled)
         if key != self._key:
             self.forget()
-            execution = _execution(folder, device, memory)
+            execution = replace(_execution(folder, device, memory), compile=compiled)
             self.mode = execution.mode
             self._model = MVVDM.from_pretrained(folder, device, execution)
             self._key = key
@@ -119,7 +119,8 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
     source = SplatSource.load(job)
     subject = Subject.load(job) if source is None else None
     folder, info, device, prompt = _prepare(settings)
-    sampler, fit = sampler_settings(settings.preset, info.sampler), for_generated(fit_preset(settings.preset))
+    sampler = with_choices(sampler_settings(settings.preset, info.sampler), settings)
+    fit = for_generated(fit_preset(settings.preset))
     sds = sds_settings(settings.preset)
     report = Report(
         device=device.type,
@@ -136,7 +137,7 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
         )
 
     def make_video(step: steps.Step) -> Video:
-        model = models.get(folder, device, settings.memory)
+        model = models.get(folder, device, settings.memory, settings.compile)
         return steps.make_video(job, subject, model, prompt, sampler, settings, step)
 
     settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
@@ -168,7 +169,7 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
 
     def refine_motion(step: steps.Step) -> Motion:
         start = steps.load_field(fitted / steps.FIELD, fit, device) if by_rendering else motion
-        model = models.get(folder, device, settings.memory)
+        model = models.get(folder, device, settings.memory, settings.compile)
         return steps.refine_motion(subject, model, prompt, start, settings.frames, splats, sds, settings.seed, step)
 
     if sds is not None:

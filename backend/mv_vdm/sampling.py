@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from backend.protocol import SOLVERS
+
 from .unet import MVVDMUNet
 
-SOLVERS = ("ddim", "dpm", "unipc")
 Solver = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 FREEINIT_STOP = 0.25  # stop frequency in space and time, the released setting
 FREEINIT_ORDER = 4  # of the Butterworth filter

@@ -18,6 +18,7 @@ from backend.motion.settings import for_generated
 from backend.motion.settings import preset as fit_preset
 from backend.motion.skeleton import make_rig
 from backend.motion.skinning import SkinSettings
+from backend.mv_vdm import resume
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings, sds_settings, with_choices
@@ -138,10 +139,11 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
 
     def make_video(step: steps.Step) -> Video:
         model = models.get(folder, device, settings.memory, settings.compile)
-        return steps.make_video(job, subject, model, prompt, sampler, settings, step)
+        return steps.make_video(job, subject, model, prompt, sampler, settings, step, weights.identity(folder))
 
     settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
     video = stages.run("video", settings_of_video, Video.load, make_video, Video.save)
+    resume.forget(job / steps.DENOISED)
     tell("preview", path=str(write_preview(video, job)))
     matte = stages.run(
         "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte

@@ -6,6 +6,7 @@ difference to frame 0 are then the same few lines for every model, and diffusers
 Latents are [n, c, f, h, w]: n views of one clip. Frame 0 is given and stays what it is.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 
 from backend.protocol import SOLVERS
 
+from .resume import StepLog
 from .unet import MVVDMUNet
 
 Solver = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
@@ -224,12 +226,14 @@ def sample_latents(
     unconditional: Conditions,
     settings: SamplerSettings,
     callback: StepCallback | None = None,
+    log: StepLog | None = None,
 ) -> torch.Tensor:
     """Samples frames 1.. of a clip.
 
     Args:
         first_frame: clean latents of frame 0, [n, c, h, w], float32.
         draw_noise: gives N(0, 1) noise [n, c, f - 1, h, w]; called at the start and for every further FreeInit pass.
+        log: steps of this run that were done before; further ones are added.
 
     Returns:
         Latents [n, c, f, h, w] with ``first_frame`` as frame 0.
@@ -246,7 +250,12 @@ def sample_latents(
         solver = make_solver(denoiser.scheduler, settings.solver)
         solver.set_timesteps(steps)
         for index, timestep in enumerate(solver.timesteps):
-            clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
+            clean = None if log is None else log.read(done, latents)
+            if clean is None:
+                started = time.monotonic()
+                clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
+                if log is not None:
+                    log.write(done, clean, time.monotonic() - started)
             # Frame 0 is known: whatever was predicted for it is thrown away.
             clean = torch.cat([first, clean[:, :, 1:]], dim=2)
             if index + 1 < steps:

@@ -192,6 +192,7 @@ def golden_conditions(
     if camera is None:
         camera = camera_vectors(data["camera_c2w"].unflatten(0, (views, -1))[:, 0])
     image = data["image_embeds"]
+    camera = camera.to(image)
     return (
         Conditions(prompt.expand(views, -1, -1), image, camera),
         Conditions(no_prompt.expand(views, -1, -1), torch.zeros_like(image), camera),

@@ -9,12 +9,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import bpy
 
-from . import environment, files, job_folder, places, precheck, splat_output
+from . import environment, files, job_folder, models, places, precheck, splat_output
 from .backend_process import BackendProcess, find_python, to_error
 from .bake import BakeSettings, bake_shape_keys
 from .bake_rig import bake_rig, skinned_by
@@ -131,6 +131,8 @@ class Run:
             if isinstance(options, protocol.UserError):
                 raise options
             check_options(options, self._blend)
+            if options.weights == "auto":
+                options = replace(options, weights=models.default(options.device, places.weights()))
             with job_folder.opened(options.keep_job) as folder:
                 report = self._road_or_log(options, folder)
         except protocol.UserError as error:

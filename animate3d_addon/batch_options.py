@@ -36,7 +36,14 @@ class Options:
     memory: str = "auto"
     up: str = "z"  # of a file of Gaussians
     as_: str = "keys"  # what the motion becomes: keys | rig
-    weights: str = "starter"
+    weights: str = "auto"  # which is settled, `models.default`, before a job runs
+    compile: str = "off"
+    steps: int = 0  # of the sampler; 0 or nothing, here and below: as the preset has it
+    passes: int = 0
+    solver: str = ""
+    guidance: str = ""
+    coarse_to_fine: str = ""
+    negative_prompt: str = ""
     keep_job: str = ""
     report: str = ""
 
@@ -52,9 +59,34 @@ class Options:
             frames=self.frames,
             device=self.device,
             memory=self.memory,
+            compile=bool(_switch("compile", self.compile)),
             rig=self.as_ == "rig",
             weights=weights,
+            **self._sampler(),
         )
+
+    def _sampler(self) -> dict:
+        """How to sample, where these options say so. Raises `UserError`."""
+        try:
+            guidance = float(self.guidance) if self.guidance else None
+        except ValueError:
+            raise protocol.UserError(f"The guidance “{self.guidance}” is no number.", "Write one like 7.5.") from None
+        return {
+            "steps": self.steps or None,
+            "passes": self.passes or None,
+            "solver": self.solver or None,
+            "guidance": guidance,
+            "coarse_to_fine": _switch("coarse-to-fine", self.coarse_to_fine),
+            "negative_prompt": self.negative_prompt,
+        }
+
+
+def _switch(name: str, value: str) -> bool | None:
+    """None where nothing is said. Raises `UserError`."""
+    try:
+        return {"": None, "off": False, "on": True}[value]
+    except KeyError:
+        raise protocol.UserError(f"The setting {name} is neither on nor off.", "Write on or off.") from None
 
 
 class UsageError(Exception):
@@ -90,7 +122,16 @@ def parser() -> argparse.ArgumentParser:
                    "z by default")  # fmt: skip
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
     p.add_argument("--memory", choices=protocol.MEMORY_MODES, help="how much the video model may use; auto by default")
-    p.add_argument("--weights", metavar="W", help="starter (default), animate3d, or a model folder")
+    p.add_argument("--compile", choices=("off", "on"), help="let PyTorch compile the video model: minutes at first, "
+                   "then faster; off by default")  # fmt: skip
+    p.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; as the preset has it by default")
+    p.add_argument("--passes", type=int, metavar="N", help="passes of FreeInit; 1 means none")
+    p.add_argument("--solver", choices=protocol.SOLVERS, help="DDIM, or DPM-Solver++ or UniPC for few steps")
+    p.add_argument("--guidance", metavar="X", help="scale of the guidance by the prompt; 1 means none")
+    p.add_argument("--coarse-to-fine", choices=("off", "on"), help="let earlier passes of FreeInit take fewer steps")
+    p.add_argument("--negative-prompt", metavar="TEXT", help="what the video should not be")
+    p.add_argument("--weights", metavar="W", help="starter, animate3d, or a model folder; by default animate3d where "
+                   "it is installed and an NVIDIA GPU has room for it, else starter")  # fmt: skip
     p.add_argument("--keep-job", metavar="DIR", help="keep the job's files there; an interrupted job goes on")
     p.add_argument("--report", metavar="FILE.json", help="write seconds and peak memory of each stage there")
     p.add_argument("--jobs", metavar="TABLE.csv", help="many jobs, one a row; columns are named like these options, "

@@ -61,7 +61,12 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     weights: EnumProperty(
         name="Model",
         description="The video model that imagines the motion",
-        items=[("starter", "Starter", ""), ("animate3d", "Animate3D", ""), ("own", "Own Model", "")],
+        items=[
+            ("auto", "Automatic", ""),
+            ("starter", "Starter", ""),
+            ("animate3d", "Animate3D", ""),
+            ("own", "Own Model", ""),
+        ],
         options={"SKIP_SAVE"},
     )
     frames: IntProperty(name="Frames", description="Frames of the motion", default=16, options={"SKIP_SAVE"})

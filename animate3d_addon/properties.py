@@ -77,11 +77,16 @@ class Settings(bpy.types.PropertyGroup):
         name="Model",
         description="The video model that imagines the motion",
         items=[
+            (
+                "auto",
+                "Automatic",
+                "Animate3D where it is installed and a graphics card has room for it, else the starter",
+            ),
             ("starter", "Starter", "Comes along: small and quick, knows a few motions"),
             ("animate3d", "Animate3D", "The released model, for any sentence; needs a graphics card and a download"),
             ("own", "Own Model", "The model folder in the preferences"),
         ],
-        default="starter",
+        default="auto",
     )
     frames: IntProperty(
         name="Frames",
@@ -142,6 +147,8 @@ class Settings(bpy.types.PropertyGroup):
 
     def weights_name(self) -> str:
         """The chosen weights, in the words of a job: a model's name, or a folder."""
+        if self.weights == "auto":
+            return models.default(choices().device, places.weights())
         return (bpy.path.abspath(choices().weights_folder) or "own") if self.weights == "own" else self.weights
 
     def job_settings(self) -> protocol.JobSettings:
@@ -154,7 +161,8 @@ class Settings(bpy.types.PropertyGroup):
             frames=self.frames,
             device=chosen.device,
             weights=self.weights_name(),
-            memory="low" if chosen.low_memory else "auto",
+            memory=chosen.memory,
+            compile=chosen.compile,
             rig=self.output == "RIG",
         )
 

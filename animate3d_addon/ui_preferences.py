@@ -89,7 +89,7 @@ def draw_licences(layout: bpy.types.UILayout) -> None:
 def _draw_work(box: bpy.types.UILayout, own: bpy.types.AddonPreferences) -> None:
     column = box.column()
     column.use_property_split, column.use_property_decorate = True, False
-    for name in ("device", "low_memory", "warm_minutes", "apply_when_done", "cache"):
+    for name in ("device", "memory", "compile", "warm_minutes", "apply_when_done", "cache"):
         column.prop(own, name)
     if watch.cache_bytes < 0:
         watch.cache_bytes = 0

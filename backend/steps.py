@@ -20,6 +20,7 @@ from backend.motion.render_fit import thin_out
 from backend.motion.sds_fit import SdsSettings, refine
 from backend.motion.settings import FitSettings
 from backend.mv_vdm.pipeline import MVVDM
+from backend.mv_vdm.resume import StepLog
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.protocol import (
     JobSettings,
@@ -42,6 +43,7 @@ from backend.splats.views import load_rows, open_source, thinned
 Step = Callable[[int, int], None]  # step, steps
 
 SPLATS = 20_000
+DENOISED = "denoised"  # the steps of a video in the making
 RECONSTRUCTION, FIELD = "reconstruction", "field.npz"  # what 4D-SDS starts from: a folder, and the field in it
 # The share of free memory for the activations that the VAE's encoder keeps; the UNet runs after it.
 ENCODER_SHARE = {"fast": 0.5, "balanced": 0.25, "low": 0.0}
@@ -76,13 +78,18 @@ def make_video(
     sampler: SamplerSettings,
     settings: JobSettings,
     step: Step,
+    identity: str = "",
 ) -> Video:
-    """The multi-view video of the captured views. Raises `UserError` where the model can't make so many frames."""
+    """The multi-view video of the captured views; slow steps of a run that was broken off are taken over.
+
+    identity: of the weights. Raises `UserError` where the model can't make so many frames.
+    """
     longest = model.unet.config.motion_max_seq_length
     if settings.frames > longest:
         raise UserError(f"These weights make at most {longest} frames.", "Ask for fewer frames.")
     appearance = model.info.appearance
     views = read_views(job, subject, "condition" if appearance == "color" else "position")
+    decides = (prompt, sampler, settings.seed, settings.frames, identity, model.device, model.dtype, model.mode)
     frames = model.generate(
         prompt,
         views,
@@ -91,6 +98,7 @@ def make_video(
         settings.seed,
         lambda done, total, clean: step(done, total),
         settings.frames,
+        StepLog.of(job / DENOISED, decides, views.tobytes()),
     )
     return Video(frames, appearance)
 

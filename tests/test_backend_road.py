@@ -228,11 +228,11 @@ def test_out_of_memory_is_tried_once_more_with_less(job, monkeypatch):
     asked, told = [], []
     real = jobs.Models.get
 
-    def get(self, folder, device, memory):
+    def get(self, folder, device, memory, compiled):
         asked.append(memory)
         if len(asked) <= fail:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, folder, device, memory)
+        return real(self, folder, device, memory, compiled)
 
     monkeypatch.setattr(jobs.Models, "get", get)
     peak = memory.PeakMemory(with_parent=False)

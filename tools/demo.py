@@ -34,6 +34,7 @@ def main() -> int:
     make_cactus(source)
     print(f'"{options.prompt}"')
     words = ["--prompt", options.prompt, "--preset", options.preset, "--seed", options.seed, "--keep-job", str(job)]
+    words += ["--weights", "starter"]
     # The second run finds the job finished and only bakes and writes the other format.
     for name, report in (("cactus.blend", out / "report.json"), ("cactus.glb", out / "report_glb.json")):
         command = [sys.executable, str(ROOT / "animate_batch.py"), "--", "--input", str(source), *words]

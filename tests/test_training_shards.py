@@ -12,18 +12,27 @@ import pytest
 from PIL import Image
 
 from backend.protocol import UserError, condition_cameras, subject_to_world, transform_points
-from backend.training.shards import RenderedClip, ShardWriter, read_shards
+from backend.training.shards import RenderedClip, ShardIndex, ShardWriter, check_shards, read_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 DEV = ROOT.parent / "shared" / "assets" / "dev"
 
 ENDLESS_WRITER = """
-import sys
+import io, sys
 from pathlib import Path
-from backend.training.shards import ShardWriter
+import numpy as np
+from PIL import Image
+from backend.protocol import condition_cameras
+from backend.training.shards import RenderedClip, ShardWriter
 writer = ShardWriter(Path(sys.argv[1]), samples_per_shard=2)
+picture = io.BytesIO()
+Image.fromarray(np.full((64, 64, 4), 200, np.uint8)).save(picture, "PNG")
+pictures = {f"v{view}f{frame:02d}.png": picture.getvalue() for view in range(4) for frame in range(2)}
+vertices = np.random.default_rng(0).normal(size=(2, 5000, 3))
 for index in range(10**9):
-    writer.write(f"clip-{index}", {"json": b"{}", "npz": bytes(100_000)})
+    about = ("a fox", "", "color")
+    clip = RenderedClip(f"clip-{index}", np.empty(0), condition_cameras(), 40.0, vertices, np.eye(3)[:1], *about)
+    writer.write(clip.key, clip.entries() | pictures)
     print(index, flush=True)
 """
 
@@ -75,9 +84,47 @@ def test_a_killed_writer_leaves_whole_shards_and_the_next_goes_on(tmp_path: Path
     with ShardWriter(tmp_path, samples_per_shard=2) as following:
         kept = len(following.done)
         assert kept >= 4 and following.done == {f"clip-{index}" for index in range(kept)}
-        following.write("another", {"json": b"{}"})
+        clip = small_clip("another-0")
+        following.write(clip.key, clip.entries() | pictures_of(clip, tmp_path))
     assert not list(tmp_path.glob("*.part"))
-    assert len(ShardWriter(tmp_path).done) == kept + 1
+    assert check_shards(tmp_path) == kept + 1
+
+
+def test_writers_at_the_same_time_keep_apart_and_know_of_each_other(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, prefix="clips0") as first, ShardWriter(tmp_path, prefix="clips1") as second:
+        first.write("fox-0", {"json": b"{}"})
+        second.write("horse-0", {"json": b"{}"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips0-000000.tar", "clips1-000000.tar"]
+    assert ShardWriter(tmp_path).done == {"fox-0", "horse-0"}
+
+
+def test_clips_can_be_read_in_any_order_from_where_they_begin(tmp_path: Path) -> None:
+    clips = [small_clip("a" * (index + 1)) for index in range(5)]
+    with ShardWriter(tmp_path / "shards", samples_per_shard=2) as writer:
+        for clip in clips:
+            writer.write(clip.key, clip.entries() | pictures_of(clip, tmp_path))
+    index = ShardIndex(tmp_path / "shards")
+    assert len(index) == 5
+    for number in (4, 1, 2):
+        np.testing.assert_array_equal(index.read(number).pictures, clips[number].pictures)
+        assert index.read(number).key == clips[number].key
+
+
+def test_shards_are_checked_clip_by_clip(tmp_path: Path) -> None:
+    clip = small_clip("fox-0")
+    opaque = replace(clip, pictures=np.maximum(clip.pictures, 1))
+    empty = replace(clip, key="still-0", pictures=clip.pictures * 0)
+    with ShardWriter(tmp_path / "shards", samples_per_shard=1) as writer:
+        writer.write(opaque.key, opaque.entries() | pictures_of(opaque, tmp_path))
+    assert check_shards(tmp_path / "shards") == 1
+    with ShardWriter(tmp_path / "shards", prefix="more") as writer:
+        writer.write(empty.key, empty.entries() | pictures_of(empty, tmp_path))
+    with pytest.raises(UserError, match=r"still-0.*shows nothing"):
+        check_shards(tmp_path / "shards")
+    (tmp_path / "shards" / "more-000000.tar").unlink()
+    (tmp_path / "shards" / "twice-000000.tar").write_bytes((tmp_path / "shards" / "clips-000000.tar").read_bytes())
+    with pytest.raises(UserError, match=r"fox-0.*there twice"):
+        check_shards(tmp_path / "shards")
 
 
 def test_damaged_shards_are_reported(tmp_path: Path) -> None:
@@ -88,10 +135,10 @@ def test_damaged_shards_are_reported(tmp_path: Path) -> None:
         next(read_shards(tmp_path))
 
 
-def render_dataset(models: Path, shards: Path) -> str:
+def render_dataset(models: Path, shards: Path, *more: str) -> str:
     command = [sys.executable, str(ROOT / "tools" / "render_dataset.py"), "--", "--input", str(models)]
-    options = ["--out", str(shards), "--size", "48", "--rigs", "2", "--appearance", "position"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    options = ["--out", str(shards), "--size", "48", "--rigs", "2", "--appearance", "position", *more]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -133,11 +180,16 @@ def test_blender_renders_animated_files_and_leaves_out_what_must_not_be_trained_
     save_moving_cube(models / "still.blend", animated=False)
     (models / "refused.json").write_text(json.dumps({"caption": "a cube", "ai_training": False}))
     (models / "tagged.json").write_text(json.dumps({"tags": ["cube", "NoAI"]}))
-    assert "1 rendered, 2 not for AI training, 1 not animated" in render_dataset(models, tmp_path / "shards")
+    said = render_dataset(models, tmp_path / "shards", "--workers", "2")
+    assert all(words in said for words in ("1 rendered", "2 not for AI training", "1 not animated", "2 clips checked"))
     first, second = read_shards(tmp_path / "shards")
     assert (first.key, second.key, first.caption) == ("cube-0", "cube-1", "hops up again")
     assert first.pictures.shape == (4, 16, 48, 48, 4)
-    np.testing.assert_allclose(first.c2w, condition_cameras())
+    for clip in (first, second):
+        place = clip.c2w[:, :3, 3] / np.linalg.norm(clip.c2w[:, :3, 3], axis=1, keepdims=True)
+        elevation, azimuth = np.degrees(np.arcsin(place[:, 2])), np.degrees(np.arctan2(place[:, 1], place[:, 0]))
+        assert np.ptp(elevation) < 1e-6 and 0.0 <= elevation[0] <= 30.0
+        np.testing.assert_allclose(np.diff(azimuth) % 360.0, 90.0, atol=1e-6)
     assert not np.allclose(first.c2w, second.c2w)
     height = first.vertices[..., 2].mean(axis=1)
     assert height[0] == pytest.approx(0.0, abs=1e-6) and height.argmax() == 8  # frame 1 + 8 * 3 of the timeline

@@ -4,7 +4,8 @@
     blender -b -P tools/render_dataset.py -- --input models --out data/shards
 
 A clip is 16 of 48 frames (two seconds at 24 a second; a shorter animation whole), seen by four cameras at right angles;
-each of `--rigs` turns and raises them at random (paper, section 4.1), the first stands as the models expect it.
+each of `--rigs` turns and raises them at random (paper, section 4.1): 16 views with four of them. `--workers` share the
+files out among as many Blenders. At the end every clip is read again and checked.
 Beside `fox.glb` may lie `fox.json`: {"caption": "a fox is running", "licence": "CC-BY-4.0", "ai_training": true}.
 Without it the animation's name is the caption. What its licence keeps from AI training is left out, and counted.
 """
@@ -16,10 +17,12 @@ import json
 import os
 import re
 import struct
+import subprocess
 import sys
 import tempfile
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,7 +34,7 @@ from mathutils import Matrix
 from animate3d_addon import capture, files, materials, meshes
 from animate3d_addon.temporary import temporary_scene
 from backend import protocol
-from backend.training.shards import RenderedClip, ShardWriter
+from backend.training.shards import RenderedClip, ShardWriter, check_shards
 
 SUFFIXES = (".glb", ".gltf", ".fbx", ".blend")
 FRAMES, WINDOW = 16, 48
@@ -45,16 +48,56 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--appearance", choices=("color", "position"), default="color")
     parser.add_argument("--size", type=int, default=256, help="pixels (default %(default)s)")
     parser.add_argument("--rigs", type=int, default=4, help="of four cameras each (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="Blenders at work (default %(default)s)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which one of them this is
     options = parser.parse_args(arguments)
     paths = sorted(path for path in options.input.rglob("*") if path.suffix.lower() in SUFFIXES)
-    counts = Counter()
-    with ShardWriter(options.out) as writer:
-        for path in paths:
-            outcome = render_file(path, options, writer)
-            counts[outcome] += 1
-            print(f"{path.name}: {outcome}", flush=True)
+    if options.worker is not None:
+        render_files(paths[options.worker :: options.workers], options, f"clips{options.worker}")
+        return 0
+    outcomes = share_out(arguments, options) if options.workers > 1 else render_files(paths, options, "clips")
+    counts = Counter("can't be used" if outcome.startswith("can't") else outcome for outcome in outcomes)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no models found")
-    return 0 if paths else 1
+    if len(outcomes) < len(paths):
+        print(f"{len(paths) - len(outcomes)} files were not reached: a Blender ended. Run it again.", file=sys.stderr)
+        return 1
+    try:
+        print(f"{check_shards(options.out)} clips checked")
+    except protocol.UserError as error:
+        print(f"{error.message} {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def render_files(paths: list[Path], options: argparse.Namespace, prefix: str) -> list[str]:
+    """Renders these files one after the other. Returns what became of each."""
+    outcomes = []
+    with ShardWriter(options.out, prefix=prefix) as writer:
+        for path in paths:
+            outcomes.append(render_file(path, options, writer))
+            print(f"{path.name}: {outcomes[-1]}", flush=True)
+    return outcomes
+
+
+def share_out(arguments: list[str], options: argparse.Namespace) -> list[str]:
+    """Starts the workers, passes on what they print, and returns what became of each file that they reached."""
+    blender = [bpy.app.binary_path, "-b", "-P"] if bpy.app.binary_path else [sys.executable]
+    command = [*blender, str(Path(__file__).resolve()), "--", *arguments, "--worker"]
+    with ThreadPoolExecutor(options.workers) as threads:
+        found = threads.map(lambda worker: follow([*command, str(worker)]), range(options.workers))
+        return [outcome for outcomes in found for outcome in outcomes]
+
+
+def follow(command: list[str]) -> list[str]:
+    """Runs one worker to its end. Returns what became of each file that it reached."""
+    outcomes = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            name, found, outcome = line.strip().partition(": ")
+            if found and Path(name).suffix.lower() in SUFFIXES:
+                print(line, end="", flush=True)
+                outcomes.append(outcome)
+    return outcomes
 
 
 def render_file(path: Path, options: argparse.Namespace, writer: ShardWriter) -> str:
@@ -72,9 +115,9 @@ def render_file(path: Path, options: argparse.Namespace, writer: ShardWriter) ->
         if times is None:
             return "not animated"
         caption = about.get("caption") or " ".join(re.findall(r"[A-Za-z][a-z]*", action)).lower()
-        for rig, key in enumerate(keys):
+        for key in keys:
             if key not in writer.done:
-                cameras = rig_cameras(rig, seed=zlib.crc32(key.encode()))
+                cameras = rig_cameras(seed=zlib.crc32(key.encode()))
                 render_clip(key, objects, times, cameras, str(caption), str(about.get("licence", "")), options, writer)
     except protocol.UserError as error:
         return f"can't be used ({error})"
@@ -121,10 +164,8 @@ def animated_frames(path: Path) -> tuple[np.ndarray | None, str]:
     return start + step * np.arange(FRAMES), actions[0].name
 
 
-def rig_cameras(rig: int, seed: int) -> np.ndarray:
-    """Cameras [4, 4, 4] at right angles; rig 0 is the models' own, others are drawn: elevation 0 to 30 degrees."""
-    if rig == 0:
-        return protocol.condition_cameras()
+def rig_cameras(seed: int) -> np.ndarray:
+    """Cameras [4, 4, 4] at right angles, turned and raised at random: elevation 0 to 30 degrees, the same for all."""
     rng = np.random.default_rng(seed)
     azimuth, elevation = rng.uniform(0.0, 90.0), rng.uniform(0.0, 30.0)
     return np.stack([protocol.orbit_c2w(azimuth + turn, elevation) for turn in protocol.VIEW_AZIMUTHS])

@@ -24,6 +24,7 @@ from diffusers.models.unets.unet_motion_model import (
     UpBlockMotion,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Layout, MultiViewI2VProcessor, SpatioTemporalProcessor, TextAndImageProcessor
 
@@ -46,6 +47,8 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             else at each moment already in the first layer (not in the released model).
         i2v_near_identity_init: the MV2V layers carry cell codes and start by looking at their own cell of frame 0.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -73,6 +76,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         i2v_near_identity_init: bool = False,
     ):
         super().__init__()
+        self.gradient_checkpointing = False  # set by `enable_gradient_checkpointing`
         first, time_dim = block_out_channels[0], block_out_channels[0] * 4
         self.conv_in = nn.Conv2d(in_channels * (2 if first_frame_concat else 1), first, 3, padding=1)
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -261,7 +265,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         skips = [images]
         for block in self.down_blocks:
             for layer in layers_of(block):
-                images = run_layer(*layer, images, embedding, text, layout)
+                images = self._run_layer(*layer, images, embedding, text, layout)
                 skips.append(images)
             if block.downsamplers is not None:
                 images = block.downsamplers[0](images)
@@ -269,16 +273,22 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
 
         mid = self.mid_block
         first_layer = (mid.resnets[0], mid.attentions[0], mid.motion_modules[0])
-        images = run_layer(*first_layer, images, embedding, text, layout)
+        images = self._run_layer(*first_layer, images, embedding, text, layout)
         images = run_resnet(mid.resnets[1], images, embedding, layout)
 
         for block in self.up_blocks:
             for layer in layers_of(block):
                 images = torch.cat([images, repeat_rows(skips.pop(), len(images))], dim=1)
-                images = run_layer(*layer, images, embedding, text, layout)
+                images = self._run_layer(*layer, images, embedding, text, layout)
             if block.upsamplers is not None:
                 images = upsample(block.upsamplers[0].conv, images)
         return self.conv_out(F.silu(self.conv_norm_out(images)))
+
+    def _run_layer(self, *arguments) -> torch.Tensor:
+        """`run_layer`; with gradient checkpointing its activations are computed again on the way back."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(run_layer, *arguments, use_reentrant=False)
+        return run_layer(*arguments)
 
 
 def layers_of(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,13 +51,31 @@ class LatentStore:
 
     def shard(self, index: int) -> dict[str, torch.Tensor]:
         if index not in self.shards:
-            path = self.folder / f"{index:05d}.safetensors"
-            if not path.exists():
-                part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may make the same one
-                save_file(self._make(index), part)
-                os.replace(part, path)
-            self.shards[index] = load_file(path)
+            if not self.path(index).exists():
+                self.write(index, self.encode(self.pictures(index)))
+            self.shards[index] = load_file(self.path(index))
         return self.shards[index]
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+    def write(self, index: int, tensors: dict[str, torch.Tensor]) -> None:
+        """A shard, whole or not at all."""
+        path = self.path(index)
+        # Another process, or another thread of this one, may make the same.
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        save_file(tensors, part)
+        os.replace(part, path)
+
+    def without_networks(self) -> LatentStore:
+        """What another process needs to draw clips: `pictures`."""
+        bare = copy.copy(self)
+        bare.codec, bare.tokenizer, bare.shards = None, None, {}
+        return bare
+
+    def reached(self, step: int, count: int, repeats: int) -> int:
+        """How many shards are in use at a step, in batches of `count`."""
+        return step * count // (self.shard_clips * repeats) + 4
 
     def draw(
         self, rng: np.random.Generator, count: int, step: int, repeats: int, part: slice = slice(None)
@@ -64,7 +84,7 @@ class LatentStore:
 
         Of the `count` clips only `part` is read: that of one process among several.
         """
-        reached = step * count // (self.shard_clips * repeats) + 4
+        reached = self.reached(step, count, repeats)
         # The newest shard always takes part, so that new clips are seen as often as old ones.
         shards = rng.integers(max(0, reached - 60), reached, count)
         places = [(int(shard), int(rng.integers(self.shard_clips))) for shard in shards]
@@ -85,9 +105,6 @@ class LatentStore:
             batch[key] = torch.stack([shard[key][i] for shard, i in places])
         batch["empty"] = self._tokens([""]).expand(len(places), -1)
         return batch
-
-    def _make(self, index: int) -> dict[str, torch.Tensor]:
-        return self.encode(self.pictures(index))
 
     def pictures(self, index: int) -> list[tuple[np.ndarray, str, str]]:
         """What a shard is made of: pictures [4, F, H, W, 4] uint8, premultiplied, caption, motion. Needs no codec."""

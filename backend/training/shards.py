@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -27,15 +28,16 @@ from backend.protocol import UserError
 class ShardWriter:
     """Writes samples to `folder`; as a context manager it finishes the last shard unless there was an error.
 
-    `done` holds the keys that finished shards have: what a second run can leave out.
+    `done` holds the keys that finished shards of the folder have, whoever wrote them: what can be left out. Writers
+    that work at the same time need prefixes of their own.
     """
 
     def __init__(self, folder: Path, samples_per_shard: int = 16, prefix: str = "clips") -> None:
         self.folder, self.samples_per_shard, self.prefix = folder, samples_per_shard, prefix
         folder.mkdir(parents=True, exist_ok=True)
-        finished = sorted(folder.glob(f"{prefix}-*.tar"))
-        self.done = {key for path in finished for key, _ in _samples(path)}
-        self.index = 1 + max((int(path.stem.rpartition("-")[2]) for path in finished), default=-1)
+        self.done = {key for path in sorted(folder.glob("*.tar")) for key, _ in _samples(path)}
+        own = [path.stem.removeprefix(f"{prefix}-") for path in folder.glob(f"{prefix}-*.tar")]
+        self.index = 1 + max((int(number) for number in own if number.isdigit()), default=-1)
         self.tar: tarfile.TarFile | None = None
         self.samples = 0
 
@@ -113,17 +115,73 @@ def read_shards(folder: Path, pictures: bool = True) -> Iterator[RenderedClip]:
         raise UserError(f"There are no shards in “{folder}”.", "Make some with tools/render_dataset.py.")
     for path in paths:
         for key, entries in _samples(path):
+            yield _checked(key, path, entries, pictures)
+
+
+def _checked(key: str, path: Path, entries: dict[str, bytes], pictures: bool) -> RenderedClip:
+    """The clip, or a sentence that names it."""
+    try:
+        return _decode(key, entries, pictures)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"The clip “{key}” in “{path.name}” can't be read.", "Render it again.") from error
+
+
+def check_shards(folder: Path) -> int:
+    """Decodes every clip; returns how many there are.
+
+    Raises:
+        UserError: one that can't be read, shows nothing, whose frames don't belong to its vertices, or that is there
+            twice.
+    """
+    seen: set[str] = set()
+    for clip in read_shards(folder):
+        views, frames = clip.pictures.shape[:2]
+        shown = clip.pictures[..., 3].reshape(views * frames, -1).max(axis=1)
+        if frames != len(clip.vertices) or not np.isfinite(clip.vertices).all() or not shown[::frames].all():
+            raise UserError(
+                f"The clip “{clip.key}” shows nothing, or is not whole.", "Delete its shard and render again."
+            )
+        if clip.key in seen:
+            raise UserError(f"The clip “{clip.key}” is there twice.", "Delete one of its shards.")
+        seen.add(clip.key)
+    return len(seen)
+
+
+class ShardIndex:
+    """Where each clip of a folder's whole shards begins, so that they can be read in any order; raises `UserError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.places: list[tuple[str, Path, int]] = []  # key, shard, byte
+        paths = sorted(folder.glob("*.tar"))
+        if not paths:
+            raise UserError(f"There are no shards in “{folder}”.", "Make some with tools/render_dataset.py.")
+        for path in paths:
+            last = ""
             try:
-                yield _decode(key, entries, pictures)
-            except (KeyError, ValueError, TypeError, OSError) as error:
-                raise UserError(f"The clip “{key}” in “{path.name}” can't be read.", "Render it again.") from error
+                with tarfile.open(path, "r:") as tar:
+                    for member in tar:
+                        key = member.name.partition(".")[0]
+                        if key != last:
+                            self.places.append((key, path, member.offset))
+                        last = key
+            except (tarfile.TarError, OSError) as error:
+                raise _damaged(path) from error
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> RenderedClip:
+        """One clip, decoded."""
+        key, path, start = self.places[index]
+        _, entries = next(_samples(path, start))
+        return _checked(key, path, entries, True)
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The entries of each sample of one shard by their endings."""
+def _samples(path: Path, start: int = 0) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The entries of each sample of one shard by their endings, from a sample's first byte on."""
     key, entries = "", {}
     try:
-        with tarfile.open(path) as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=_at(file, start), mode="r:") as tar:
             for member in tar:
                 name, _, ending = member.name.partition(".")
                 if name != key and entries:
@@ -132,9 +190,18 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 key = name
                 entries[ending] = tar.extractfile(member).read()
     except (tarfile.TarError, AttributeError, OSError) as error:
-        raise UserError(f"The shard “{path.name}” is damaged.", "Delete it and render its clips again.") from error
+        raise _damaged(path) from error
     if entries:
         yield key, entries
+
+
+def _at(file: BinaryIO, start: int) -> BinaryIO:
+    file.seek(start)
+    return file
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"The shard “{path.name}” is damaged.", "Delete it and render its clips again.")
 
 
 def _decode(key: str, entries: dict[str, bytes], with_pictures: bool) -> RenderedClip:

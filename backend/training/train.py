@@ -1,16 +1,22 @@
-"""`python -m backend train codec | video | export`: the commands that make the starter model, in that order."""
+"""`python -m backend train codec | video | export`: the commands that make the starter model, in that order.
+
+`starter` does the last two within a time limit; `paper` goes on from the released model.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from backend.protocol import UserError
 from backend.training.codec import CodecSettings, train_codec
 from backend.training.export import export_starter
 from backend.training.motions import MOTIONS
+from backend.training.recipes import add_recipes
 from backend.training.samples import sampler_of
 from backend.training.starter import StarterSettings
 from backend.training.video import train_video
@@ -39,11 +45,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of weights to write")
     known = {"nargs": "+", "choices": MOTIONS, "default": tuple(MOTIONS), "metavar": "MOTION"}
     export.add_argument("--motions", help="what prompts may ask for", **known)
+    add_recipes(stages)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"{error.message} {error.hint}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if "run" in options:
+        options.run(options)
+        return 0
     if options.stage == "export":
         export_starter(options.out, options.to, options.motions)
         return 0

@@ -114,7 +114,7 @@ class VideoRun:
     ) -> None:
         self.out, self.steps, self.settings, self.accelerator, self.show = out, steps, settings, accelerator, show
         torch.manual_seed(settings.seed)
-        self.codec = AutoencoderKL.from_pretrained(out / "vae").eval()
+        self.codec = AutoencoderKL.from_pretrained(out / "vae").eval().to(accelerator.device)
         self.tokenizer = run_tokenizer(out, [clip.caption for clip in clips], accelerator)
         self.scheduler = build_scheduler()
         self.levels = self.scheduler.config.num_train_timesteps

@@ -155,7 +155,7 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
         "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte
     )
     splats = None  # a fit by correspondences needs none
-    by_rendering = needs_gaussians(settings.preset, video.appearance)
+    by_rendering = needs_gaussians(settings.preset, video.appearance, len(subject.faces) > 0)
     if by_rendering or sds is not None:
         splats = stages.run(
             "splats",

@@ -45,6 +45,11 @@ def move(x: float, y: float, area_type: str = "VIEW_3D") -> None:
     _tool("mousemove", round(w.x + x), screen - 1 - round(w.y + y))
 
 
+def nudge(x: int, y: int) -> None:
+    """By so many pixels."""
+    _tool("mousemove_relative", "--", x, -y)
+
+
 def click(button: int = 1) -> None:
     _tool("click", button)
 

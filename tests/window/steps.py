@@ -60,8 +60,8 @@ def shot(name: str) -> Iterator[float]:
 
 def select(name: str) -> bpy.types.Object:
     for obj in bpy.context.view_layer.objects:
-        obj.select_set(obj.name == name)
         obj.hide_set(obj.name != name)
+        obj.select_set(obj.name == name)
     bpy.context.view_layer.objects.active = obj = bpy.data.objects[name]
     return obj
 
@@ -187,8 +187,17 @@ def right_click_and_cancel() -> Iterator[float]:
     yield 1.0
     expect(len(queue().jobs) == jobs, "the menu starts a job without asking for a sentence")
     yield from shot("7_dialog")
+    hand.press("Return")  # into the sentence, where the mouse is
+    yield 0.5
+    yield from hand.write("the cactus bounces")
+    hand.press("Return")
+    yield 0.5
+    hand.nudge(0, 40)  # onto the dialog's title: the next Return is for OK
+    yield 0.5
     hand.press("Return")
     yield from until(lambda: len(queue().jobs) > jobs, "the dialog starts a job")
+    said = queue().jobs[-1].settings.prompt
+    expect(said == "the cactus bounces", f"the dialog's job is about “{said}”")
     job = queue().jobs[-1]
     yield from until(lambda: job.stage not in ("", "capture"), "the job is past the capture", 60)
     yield from hand.push("animate3d.cancel(")
@@ -295,6 +304,7 @@ def advance() -> float | None:
         except Exception:
             report["faults"].append(traceback.format_exc())
             hand.screenshot(OUT / "fault.png")
+    report["while_watched"] = clock.longest("watch")
     bpy.ops.wm.save_as_mainfile(filepath=str(OUT / "scene.blend"), copy=True)
     (OUT / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     bpy.ops.wm.quit_blender()

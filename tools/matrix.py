@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "window"))
@@ -120,9 +121,23 @@ def run_one(blender: str, tests: Iterable[str], out: Path) -> dict:
         return {"blender": blender, "failed": f"Its environment can't be made ({error})."}
     made = time.monotonic()
     print(f"Blender {blender}, {'in Debian 13' if place.prefix else place.python}", flush=True)
-    code = place.test(tests, out / f"{blender}.xml")
+    file = out / f"{blender}.xml"
+    file.unlink(missing_ok=True)
+    code = place.test(tests, file)
     result = {"blender": blender, "setup_seconds": round(made - began, 1), "seconds": round(time.monotonic() - made, 1)}
-    return result if code == 0 else result | {"failed": f"pytest ended with {code}."}
+    result |= counts(file)
+    if code == 0 or (code < 0 and result.get("tests") and not result["bad"]):
+        return result  # 4.2 crashes while Python ends, when all tests are done and their results are written
+    return result | {"failed": f"pytest ended with {code}."}
+
+
+def counts(file: Path) -> dict[str, int]:
+    """How many tests there were, and how many of them went wrong; nothing where pytest did not come to its end."""
+    if not file.is_file():
+        return {}
+    suites = ElementTree.parse(file).getroot().iter("testsuite")
+    numbers = [(int(s.get("tests")), int(s.get("failures")) + int(s.get("errors"))) for s in suites]
+    return {"tests": sum(number for number, _ in numbers), "bad": sum(bad for _, bad in numbers)}
 
 
 def main() -> int:
@@ -139,7 +154,7 @@ def main() -> int:
     results = [run_one(blender, tests, out) for blender in options.versions]
     (out / "report.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for result in results:
-        what = result.get("failed") or result.get("skipped") or f"passed in {result['seconds']:.0f} s"
+        what = result.get("failed") or result.get("skipped") or f"{result['tests']} passed in {result['seconds']:.0f} s"
         print(f"Blender {result['blender']}: {what}")
     return 1 if any("failed" in result for result in results) else 0
 

@@ -8,7 +8,7 @@ and the add-on's: that is a block.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Clock:
     def __init__(self) -> None:
         self.what = "start"
         self.gaps: list[Gap] = []
+        self.parts: dict[str, float] = {}  # the longest block in each function that is timed
         self._last, self._waited, self._ran, self._own = 0.0, 0.0, 0.0, 0.0
 
     def start(self) -> None:
@@ -60,6 +61,20 @@ class Clock:
         self._ran += after[0] - before[0]
         self._waited += after[1] - before[1]
         self._own += time.perf_counter() - began
+
+    def time(self, part: str, function: Callable) -> Callable:
+        """The function, whose longest block while a job runs is kept in `parts`."""
+
+        def timed(*arguments: object) -> object:
+            began, waited = time.perf_counter(), _ran_and_waited()[1]
+            try:
+                return function(*arguments)
+            finally:
+                took = time.perf_counter() - began - (_ran_and_waited()[1] - waited)
+                if self.what.startswith("job"):
+                    self.parts[part] = round(max(took, self.parts.get(part, 0.0)), 3)
+
+        return timed
 
     def longest(self, what: str) -> dict[str, float]:
         """The longest block among those whose `what` begins so, beside what the wall clock says; seconds.

@@ -1,6 +1,6 @@
 """Drives a Blender with a window: installs the built zip, animates by clicks, takes screenshots, measures standstills.
 
-    python tests/window/run.py --zip dist/animate3d-0.1.0.zip --out out/window
+    python tests/window/run.py            the zip in dist/, pictures and report.json in out/window/
 
 The Blender is Debian 13's, in a folder that is made for it (chroot.py), or one of this machine (--blender; needs
 xdotool, ImageMagick's `import`, and Xvfb where there is no display). Where neither can be had it says so and passes.
@@ -29,13 +29,14 @@ CACTUS += "make_cactus(Path(sys.argv[1])); sys.stdout.flush(); os._exit(0)"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blender", default="", help="a Blender of this machine, instead of Debian's")
-    parser.add_argument("--zip", type=Path, required=True)
+    parser.add_argument("--zip", type=Path, help="of the extension; the newest one in dist/ otherwise")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv" / "bin" / "python", help="the backend's")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "window")
     parser.add_argument("--vertices", type=int, default=100_000, help="of the object whose job is measured")
     parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
     parser.add_argument("--niceness", type=int, default=10, help="of the backend; 0 on a machine that is busy")
     options = parser.parse_args()
+    options.zip = options.zip or max((ROOT / "dist").glob("*.zip"), key=lambda path: path.stat().st_mtime)
     options.python = options.python.parent.resolve() / options.python.name  # the file itself is a link, and has to be
     out = options.out.resolve()
     shutil.rmtree(out, ignore_errors=True)

@@ -212,13 +212,16 @@ def measured() -> Iterator[float]:
     """A heavy object, and nothing but the clock beside the job."""
     obj = select(EGG)
     bpy.context.scene.animate3d.prompt = "an egg bounces"
-    yield 0.5
-    watch = package("watch")
+    watch, ui = package("watch"), package("ui")
+    watch._look_after = clock.time("timer", watch._look_after)
+    for panel in (each for each in ui.CLASSES if issubclass(each, bpy.types.Panel)):
+        panel.draw = clock.time(panel.__name__, panel.draw)
+    yield from hand.find("animate3d.animate(")
+    yield 1.5
     clock.what = "idle"
     for _ in range(20):  # how long this machine takes to draw the panel when nothing runs
         watch.redraw()
         yield 0.1
-    yield from hand.find("animate3d.animate(")
     clock.what = "job click"
     began = time.monotonic()
     hand.click()
@@ -232,10 +235,13 @@ def measured() -> Iterator[float]:
     yield from until_applied(EGG)
     yield 0.5
     report["idle"], report["while_the_job_ran"] = clock.longest("idle"), clock.longest("job")
-    report["bake"] = clock.longest("bake")
-    longest = report["while_the_job_ran"]
-    expect(longest["beats"] > 20, "the clock has not run")
-    expect(longest["block"] <= MOST_BLOCK, f"Blender stood still for {longest['block']} s ({longest.get('block_at')})")
+    report["bake"], report["longest_in_our_code"] = clock.longest("bake"), clock.parts
+    longest, drawing = report["while_the_job_ran"], report["idle"]["block"]
+    expect(longest["beats"] > 20 and len(clock.parts) > 2, "the clock has not run")
+    for part, seconds in clock.parts.items():
+        expect(seconds <= MOST_BLOCK, f"Blender stood still for {seconds} s in {part}")
+    # Without a graphics card, drawing alone can take longer than that.
+    expect(longest["block"] <= MOST_BLOCK + drawing, f"Blender stood still: {longest}, {report['idle']}")
     expect(obj.animate3d.takes[0].name == "an egg bounces", "the take has another name")
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = {  # name: screenshot, left, top, right, bottom
-    "window_job": ("4_preview", 380, 30, 1156, 640),
-    "window_take": ("5_moves", 380, 30, 1156, 640),
+    "window_job": ("4_preview", 380, 30, 1156, 760),
+    "window_take": ("5_moves", 380, 30, 1156, 760),
     "window_menu": ("6_context_menu", 200, 400, 680, 900),
     "window_dialog": ("7_dialog", 20, 400, 500, 560),
 }
-COLORS = 96
+COLORS = 256
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import complete, meshes, precheck
+from . import compat, complete, meshes, precheck
 from .quiet import quiet
 from .shared import protocol
 
@@ -227,7 +227,13 @@ def _save_abc(path: str) -> None:
 
 
 def _save_glb(path: str) -> None:
-    bpy.ops.export_scene.gltf(filepath=path, export_format="GLB", use_selection=True, export_apply=False)
+    bpy.ops.export_scene.gltf(
+        filepath=path,
+        export_format="GLB",
+        use_selection=True,
+        export_apply=False,
+        export_animation_mode=compat.gltf_animation_mode(),
+    )
 
 
 def _save_fbx(path: str) -> None:

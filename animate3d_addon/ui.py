@@ -261,6 +261,7 @@ def _draw_lines(layout: bpy.types.UILayout, text: str, icon: str) -> None:
 
 def _draw_menu_item(self: bpy.types.Menu, context: bpy.types.Context) -> None:
     self.layout.separator()
+    self.layout.operator_context = "INVOKE_DEFAULT"  # menus leave another one behind, which would not ask
     self.layout.operator("animate3d.animate_selected", icon="ARMATURE_DATA")
 
 

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("bpy")
 
+from backend_python import PYTHON
+
 ROOT = Path(__file__).resolve().parent.parent
 # Blender ends without a word of it where a script fails: the last line says how it went.
 INSTALLED = """
@@ -77,7 +79,7 @@ def test_what_is_fetched_outlives_an_update(archive, tmp_path, tiny_weights):
     script = tmp_path / "script.py"
     script.write_text(INSTALLED)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANIMATE3D_")}
-    environment |= {"BLENDER_USER_RESOURCES": str(tmp_path / "user"), "ANIMATE3D_PYTHON": sys.executable}
+    environment |= {"BLENDER_USER_RESOURCES": str(tmp_path / "user"), "ANIMATE3D_PYTHON": PYTHON}
     run = subprocess.run(
         [sys.executable, str(script), str(archive), str(tiny_weights)],
         env=environment, capture_output=True, text=True, timeout=300, check=False,

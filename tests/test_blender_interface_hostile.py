@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+from backend_python import PYTHON  # noqa: E402
 from test_blender_jobs import CHILD, new_job, run, select  # noqa: E402
 
 import animate3d_addon  # noqa: E402
@@ -35,7 +35,7 @@ def registered(tmp_path, monkeypatch):
 
 @pytest.fixture
 def queue(tmp_path):
-    made = job_queue.JobQueue(tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD)
+    made = job_queue.JobQueue(tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD)
     yield made
     made.close()
 
@@ -45,7 +45,7 @@ def finished(tmp_path_factory, tiny_weights) -> Path:
     """The folder of a job of a cube that is done."""
     polite, backend_process.POLITE = backend_process.POLITE, 0
     animate3d_addon.register()
-    queue = job_queue.JobQueue(tmp_path_factory.mktemp("done"), lambda: sys.executable, lambda job: CHILD)
+    queue = job_queue.JobQueue(tmp_path_factory.mktemp("done"), lambda: PYTHON, lambda job: CHILD)
     try:
         scenes.reset()
         job = new_job(queue.root, str(tiny_weights))
@@ -191,7 +191,7 @@ def test_the_file_is_opened_again_while_the_job_runs(queue, tiny_weights, tmp_pa
 @pytest.mark.parametrize("stage", ["capture", "video"])
 def test_switched_off_while_a_job_runs(tmp_path, tiny_weights, stage):
     """No process is left, and the job can go on another time."""
-    queue = job_queue.JobQueue(tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD)
+    queue = job_queue.JobQueue(tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD)
     job = new_job(queue.root, str(tiny_weights))
     queue.add(job)
     run(queue, lambda: job.stage == stage)

@@ -14,6 +14,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+from backend_python import PYTHON  # noqa: E402
 
 import animate3d_addon  # noqa: E402
 from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, takes, watch  # noqa: E402
@@ -36,7 +37,7 @@ def registered(tmp_path, monkeypatch):
 
 @pytest.fixture
 def queue(tmp_path):
-    made = job_queue.JobQueue(tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD)
+    made = job_queue.JobQueue(tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD)
     yield made
     made.close()
 
@@ -167,7 +168,7 @@ def test_the_backend_is_killed(queue, tiny_weights):
 def test_an_idle_backend_is_let_go(tmp_path, tiny_weights):
     warm = [60.0]
     queue = job_queue.JobQueue(
-        tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD, warm_seconds=lambda: warm[0]
+        tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD, warm_seconds=lambda: warm[0]
     )
     queue.add(new_job(queue.root, str(tiny_weights)))
     run(queue, lambda: not queue.is_busy)

@@ -9,6 +9,7 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
+from backend_python import make_rig  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
 from test_blender_files import read_back  # noqa: E402
 from test_blender_rig import bend, look, post_and_ball, subject_of  # noqa: E402
@@ -17,7 +18,6 @@ import animate3d_addon  # noqa: E402
 from animate3d_addon import bake, bake_rig, files, takes  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
-from backend.motion.skeleton import make_rig  # noqa: E402
 
 FRAMES, STEP = 6, 3
 TIMES = np.arange(1, 1 + STEP * (FRAMES - 1) + 0.25, 0.5)  # every frame and half-frame of the motion

@@ -136,6 +136,7 @@ class Job:
         if not isinstance(plan, dict) or state not in STATES:
             raise protocol.UserError("The job's record can't be read.", "Remove the job.")
         job = cls(folder, protocol.JobSettings.load(folder), Plan.from_dict(plan), state)
+        job.notice = str(record.get("notice", ""))
         if isinstance(error, dict):
             with contextlib.suppress(TypeError, ValueError):
                 job.error = protocol.UserError(**error)
@@ -145,7 +146,8 @@ class Job:
         """Writes the record; the folder may have gone meanwhile."""
         error = self.error and {"message": self.error.message, "hint": self.error.hint, "kind": self.error.kind}
         with contextlib.suppress(OSError):
-            protocol.write_json(self.folder / RECORD, {"state": self.state, "plan": asdict(self.plan), "error": error})
+            record = {"state": self.state, "plan": asdict(self.plan), "error": error, "notice": self.notice}
+            protocol.write_json(self.folder / RECORD, record)
 
     def become(self, state: str, error: protocol.UserError | None = None) -> None:
         """Goes over to another state, and notes it down."""

@@ -111,6 +111,8 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         except protocol.UserError as error:
             job.become("failed", error)
             raise
+        if job.notice:
+            self.report({"WARNING"}, job.notice)
         apply(job)
 
     def _enqueue(self, context: bpy.types.Context) -> set[str]:

@@ -227,6 +227,8 @@ def _draw_job(layout: bpy.types.UILayout, job: Job) -> None:
         row.operator("animate3d.cancel", text="", icon="X").job = job.name
     else:
         row.operator("animate3d.remove_job", text="", icon="TRASH").job = job.name
+    if job.notice and job.state not in ("waiting", "working"):
+        _draw_lines(column, job.notice, "INFO")
     if job.state == "failed" and job.error is not None:
         _draw_error(column, job.error)
 

@@ -23,7 +23,7 @@ from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, ne
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.presets import sampler_settings, sds_settings, with_choices
 from backend.preview import write_preview
-from backend.prompts import check_motion
+from backend.prompts import Understood, known, understand
 from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
 from backend.splats.views import ViewSettings, make_subject
 from backend.stages import Progress, Stages, folder_digest
@@ -78,7 +78,7 @@ def check(settings: JobSettings) -> str:
     """Whether a job can run at all, before anything is captured. Returns what the model animates: color | position.
 
     Raises:
-        UserError: no such weights or device, or a motion or length that the model does not know.
+        UserError: no such weights or device.
     """
     return _prepare(settings)[1].appearance
 
@@ -104,7 +104,7 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     return _road(job, replace(settings, memory=smaller.name), progress, models, peak, tell)
 
 
-def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]:
+def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, Understood]:
     """The model's folder, its description, the device, and the prompt in the model's words."""
     folder = weights.find(settings.weights)
     content = weights.config(folder)
@@ -113,20 +113,26 @@ def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, str]
     except (TypeError, ValueError):
         sentence = f"The model's {weights.CONFIG} in {folder} makes no sense to this version."
         raise UserError(sentence, "Install the weights again.", kind="missing_weights") from None
-    return folder, info, devices.pick(settings.device), check_motion(settings.prompt, info.motions)
+    return folder, info, devices.pick(settings.device), understand(settings.prompt, info.motions)
 
 
 def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, peak: PeakMemory, tell: Tell) -> Report:
     source = SplatSource.load(job)
     subject = Subject.load(job) if source is None else None
-    folder, info, device, prompt = _prepare(settings)
+    folder, info, device, understood = _prepare(settings)
+    prompt = understood.prompt
+    if understood.notice:
+        tell("notice", message=f"{understood.notice} {known(info.motions)}")
     sampler = with_choices(sampler_settings(settings.preset, info.sampler), settings)
     fit = for_generated(fit_preset(settings.preset))
     sds = sds_settings(settings.preset)
     report = Report(
         device=device.type,
         seed=settings.seed,
-        settings={**asdict(settings), "sampler": asdict(sampler), "fit": asdict(fit), "sds": sds and asdict(sds)},
+        settings={
+            **asdict(settings), "understood": prompt,
+            "sampler": asdict(sampler), "fit": asdict(fit), "sds": sds and asdict(sds),
+        },
         versions=devices.versions(),
     )
     captured = (".json", ".npz", ".png") if source is None else (".ply",)

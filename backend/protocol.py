@@ -14,7 +14,7 @@ Messages
 --------
 Lines of JSON, each an object with a "type". One job at a time.
 
-    to the backend      check {settings}     are the weights there, and do they know the motion? -> checked | error
+    to the backend      check {settings}     are the weights and the device there? -> checked | error
                         run {job}            -> progress*, notice*, preview, then done | error
                         cancel {}            ends the running job with an error of the kind "cancelled"
                         memory {}            -> memory
@@ -23,7 +23,7 @@ Lines of JSON, each an object with a "type". One job at a time.
                         checked {appearance}                  color | position: what the model animates
                         progress {job, stage, step, steps, memory_gb}
                             step 0 when a stage starts, step == steps when it is done; memory of both processes
-                        notice {job, message}                 something to tell the user, no failure
+                        notice {job, message}                 to tell the user; no failure
                         preview {job, path}                   a .gif of the generated video
                         done {job, report}
                         error {job, kind, message, hint, log}

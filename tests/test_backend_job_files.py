@@ -9,7 +9,7 @@ import pytest
 
 from animate3d_addon import job_folder
 from backend.memory import PeakMemory
-from backend.prompts import check_motion
+from backend.prompts import Understood, known, understand
 from backend.protocol import (
     JobSettings,
     Motion,
@@ -290,12 +290,27 @@ MOTIONS = {"bounce": ["bounces", "hopping", "bouncing"], "twist": ["twists", "tw
     ],
 )
 def test_known_motions(prompt, taught):
-    assert check_motion(prompt, MOTIONS) == taught
+    assert understand(prompt, MOTIONS) == Understood(taught)
+    assert understand(prompt, {}) == Understood(prompt)
 
 
-@pytest.mark.parametrize("prompt", ["a fox runs", "bouncer", "仙人掌在摇摆", "(((", "e"])
-def test_unknown_motion_names_the_known_ones(prompt):
-    with pytest.raises(UserError, match="bounces, twists") as error:
-        check_motion(prompt, MOTIONS)
-    assert error.value.kind == "bad_input"
-    assert check_motion(prompt, {}) == prompt
+@pytest.mark.parametrize(
+    ("prompt", "taught", "named"),
+    [
+        ("a fox runs", "a fox bounces", "runs"),
+        ("the rock is exploding", "the rock is hopping", "exploding"),
+        ("a fox bownces", "a fox bounces", "bownces"),
+        ("make it spin", "make it twists", "spin"),
+        ("bouncer", "bounces", "bouncer"),
+    ],
+)
+def test_an_unknown_motion_becomes_the_nearest_known_one_and_says_so(prompt, taught, named):
+    found = understand(prompt, MOTIONS | {"nothing": []})
+    assert found.prompt == taught and f"“{named}”" in found.notice
+    assert known(MOTIONS) == "It knows: bounces, twists."
+
+
+@pytest.mark.parametrize("prompt", ["仙人掌在摇摆", "(((", "e", "\\1 \\g<0>"])
+def test_a_sentence_that_says_nothing_becomes_a_mild_motion(prompt):
+    found = understand(prompt, MOTIONS)
+    assert found.prompt == "it bounces" and "“bounces”" in found.notice

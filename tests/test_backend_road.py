@@ -125,7 +125,6 @@ def test_cancel_at_each_stage_leaves_a_job_that_goes_on(backend, job, stage, mon
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        ({"prompt": "a box explodes"}, "bad_input", "bounces, sways, twists"),
         ({"weights": "animate3d"}, "missing_weights", "not installed"),
         ({"weights": "/nowhere"}, "missing_weights", "no weights"),
         ({"device": "mps"}, "bad_input", "Apple GPU"),
@@ -139,6 +138,14 @@ def test_refusals_are_sentences(backend, job, monkeypatch, change, kind, said):
     backend.send("check", settings=vars(settings))
     asked = backend.wait(60)
     assert asked["message"] == error["message"]
+
+
+def test_a_motion_that_the_model_does_not_know_runs_as_the_nearest_and_says_so(backend, job):
+    replace(JobSettings.load(job), prompt="a box explodes").save(job)
+    messages = run(backend, job)
+    (notice,) = [m["message"] for m in messages if m["type"] == "notice"]
+    assert "“explodes”" in notice and "“swells”" in notice and "It knows: bounces, sways, twists" in notice
+    assert messages[-1]["report"]["settings"]["understood"] == "a box swells"
 
 
 def test_check_tells_what_the_model_animates(backend, job):

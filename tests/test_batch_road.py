@@ -49,9 +49,9 @@ def test_table_with_broken_rows(cone, tmp_path, tiny_weights):
     table = tmp_path / "jobs.csv"
     rows = [
         "input,prompt,output,frames",
-        f'"{cone}",a cone explodes,{tmp_path / "a.glb"},4',
+        f'"{cone}"," ",{tmp_path / "a.glb"},4',
         f"{tmp_path / 'cut.glb'},a cone sways,{tmp_path / 'b.glb'},4",
-        f'"{cone}",a cone sways,{tmp_path / "new" / "c.glb"},4',
+        f'"{cone}",a cone explodes,{tmp_path / "new" / "c.glb"},4',
         f'"{cone}",a cone sways,{tmp_path / "d.glb"},many',
     ]
     table.write_text("\n".join(rows), encoding="utf-8")
@@ -60,7 +60,8 @@ def test_table_with_broken_rows(cone, tmp_path, tiny_weights):
     assert result.returncode == 1
     said = result.stderr.strip().splitlines()
     assert [line.split(":")[0] for line in said] == ["Line 2", "Line 3", "Line 5"], result.stderr
-    assert "bounces, sways" in said[0] and "Traceback" not in result.stdout + result.stderr
+    assert "prompt is empty" in said[0] and "Traceback" not in result.stdout + result.stderr
+    assert "does not know “explodes”: the nearest that it knows is “swells”. It knows: bounces, sways" in result.stdout
     jobs = json.loads(report.read_text())["jobs"]
     assert [job.get("error", "") for job in jobs] == ["bad_input", "bad_input", "", "bad_input"]
     assert list(jobs[2]["seconds"]) == ["load", "capture", "video", "matte", "motion", "bake", "export"]

@@ -18,7 +18,8 @@ import blender_scenes as scenes  # noqa: E402
 from test_blender_jobs import CHILD, new_job, run, select  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, job_queue, jobs, results, watch  # noqa: E402
+from animate3d_addon import backend_process, job_queue, jobs, models, results, watch  # noqa: E402
+from animate3d_addon.shared import understand  # noqa: E402
 from backend import protocol  # noqa: E402
 
 
@@ -268,9 +269,8 @@ def test_no_tick_waits(queue, tiny_weights):
         ("", "The prompt is empty"),
         (" \n\t ", "The prompt is empty"),
         ("a cube sways " * 800, "characters long|empty|sways"),
-        ("🦊 立方体が \"揺れる\"'); --", "do not know the motion"),
     ],
-    ids=["empty", "blank", "long", "other scripts"],
+    ids=["empty", "blank", "long"],
 )
 def test_prompts_that_nothing_can_be_made_of(prompt, words):
     select(scenes.cube())
@@ -287,3 +287,14 @@ def test_a_prompt_over_several_lines_with_quotes_is_one_line(tmp_path):
     job = results.new_job(bpy.context, results.chosen_objects(bpy.context), tmp_path / "jobs")
     assert job.title == 'a "cube" 🧊 sways gently'
     assert jobs.Job.load(job.folder).title == job.title
+
+
+@pytest.mark.parametrize("prompt", ["🦊 立方体が \"揺れる\"'); --", "a cube explodes", "{0} %s \\\\n"])
+def test_a_motion_that_the_starter_does_not_know_has_a_near_one(prompt, tmp_path):
+    """Said in the panel while the sentence is typed, before the long work; the backend says it with the job."""
+    motions = models.card("starter", tmp_path).motions
+    assert "“" in understand(prompt, motions).notice
+    select(scenes.cube())
+    bpy.context.scene.animate3d.prompt = prompt
+    results.chosen_objects(bpy.context)
+    assert results.new_job(bpy.context, results.chosen_objects(bpy.context), tmp_path / "jobs").title == prompt

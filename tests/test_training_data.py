@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backend.prompts import check_motion
+from backend.prompts import understand
 from backend.protocol import POSITION_CODE_RANGE, SUBJECT_RADIUS, condition_cameras, position_code
 from backend.training.captions import UNKNOWN, build_tokenizer, caption, motion_words
 from backend.training.clips import make_clip, render_clip, shuffled_code
@@ -68,7 +68,7 @@ def test_every_caption_names_its_motion() -> None:
     for motion, names in motion_words().items():
         for unseen in (False, True):
             for _ in range(30):
-                assert check_motion(caption(motion, 1.0, rng, unseen=unseen), {motion: names})
+                assert not understand(caption(motion, 1.0, rng, unseen=unseen), {motion: names}).notice
 
 
 def test_paraphrases_for_measuring_are_new_but_of_known_words() -> None:

@@ -25,7 +25,7 @@ def _main() -> int:
     try:
         from animate3d_addon import batch
 
-        return batch.main(_arguments())
+        return batch.main(_arguments(), batch.command_line(_arguments()))
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt:

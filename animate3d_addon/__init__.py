@@ -43,6 +43,6 @@ def _run_command(arguments: list[str]) -> int:
     from . import batch
 
     try:
-        return batch.main(arguments)
+        return batch.main(arguments, batch.command_line(arguments))
     except SystemExit as end:  # --help
         return int(end.code or 0)

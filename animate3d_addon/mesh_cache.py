@@ -33,7 +33,7 @@ def push(obj: bpy.types.Object, folder: Path) -> list[Path]:
     for each, index in found:
         error = takes.fault(each)
         if error is not None or each.animate3d.takes[index].output != "KEYS":
-            raise error or protocol.UserError("An armature needs no cache.", "Let the take be shape keys first.")
+            raise error or protocol.UserError("Only shape keys go into a cache.", "Let the take be shape keys first.")
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ OPTIONS = (
     "strength",
     "front",
     "output",
+    "points",
     "below",
 )
 
@@ -89,6 +90,9 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     )
     output: EnumProperty(
         name="Output", description="What the motion becomes", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
+    )
+    points: IntProperty(
+        name="Points", description="How many points a cloud of points gets", options={"SKIP_SAVE"}, **properties.POINTS
     )
     below: BoolProperty(
         name="Below Modifiers", description="Animate the mesh below its modifiers", options={"SKIP_SAVE"}

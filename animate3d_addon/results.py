@@ -11,7 +11,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, capture, compat, meshes, models, places, splats, take_rigs, takes
+from . import bake, bake_rig, capture, compat, meshes, models, places, splats, take_points, take_rigs, takes
 from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
 from .properties import FRONTS, Settings
 from .shared import protocol
@@ -35,17 +35,16 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     selected = list(context.selected_objects)
     if not selected and context.active_object is not None and context.active_object.mode != "OBJECT":
         selected = [context.active_object]
-    objects = meshes.mesh_like(selected)
+    objects = meshes.mesh_like(list(dict.fromkeys(map(takes.of, selected))))
     if any(map(splats.is_splats, objects)):
         return _only_splats(objects, context.scene.animate3d.output)
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
         if not context.scene.animate3d.below:
             _check_modifiers(obj, context)
-    if context.scene.animate3d.output == "RIG":
-        with takes.at_rest(objects):
-            for obj in objects:
-                bake_rig.check_free(obj)
+    check = {"RIG": bake_rig.check_free, "POINTS": take_points.check_free}.get(context.scene.animate3d.output)
+    for obj in objects if check is not None else ():
+        check(obj, takes.our_modifiers(obj))
     return objects
 
 
@@ -53,6 +52,8 @@ def _only_splats(objects: Sequence[bpy.types.Object], output: str) -> list[bpy.t
     """Raises `UserError` where something else is selected too, or Gaussians shall hang on bones."""
     if len(objects) > 1:
         raise protocol.UserError("Gaussian splats are animated one by one.", "Select one of them alone.")
+    if output == "POINTS":
+        take_points.check_free(objects[0])
     if output == "RIG":
         raise protocol.UserError("Gaussian splats can't hang on an armature.", "Choose “Shape Keys” as the output.")
     bake.check_object(objects[0], bake.BakeSettings())
@@ -124,6 +125,7 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         loop=own.loop,
         strength=own.strength,
         output=own.output,
+        points=own.points if own.output == "POINTS" else 0,
         below=_below(objects, context),
         places=tuple(tuple(np.array(obj.matrix_world).ravel().tolist()) for obj in objects),
     )
@@ -245,7 +247,7 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     seed, folder = job.settings.seed, str(job.folder)
     with _looked_at(objects, plan.below):
-        return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
+        return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where, plan.points)
 
 
 def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[bpy.types.Object]:

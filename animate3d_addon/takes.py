@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, compat, take_rigs
+from . import bake, bake_rig, compat, take_points, take_rigs
 from .properties import ObjectTakes, Take
 from .shared import protocol
 from .timing import Timing
@@ -39,6 +39,7 @@ def add(
     seed: int = 0,
     rig: protocol.Rig | None = None,
     places: Sequence[np.ndarray] = (),
+    points: int = 0,
 ) -> list[bpy.types.Object]:
     """A new take of a motion on the objects that were captured, which is shown then. Returns the objects.
 
@@ -47,18 +48,24 @@ def add(
         job: the job's folder.
         rig: the same motion as a skeleton: then the take is an armature, and keeps the offsets to become keys later.
         places: the objects' world matrices [4, 4] when they were captured; without them, as they are now.
+        points: of the cloud that the take becomes; 0: it becomes none.
 
     Raises:
         UserError: before anything is changed.
     """
     settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
     with at_rest(objects):
+        for obj in objects if points else ():
+            take_points.check_free(obj, our_modifiers(obj))
         if rig is not None:
             bake_rig.check(objects, subject, rig, settings)
         moves = bake.local_moves(objects, subject, motion, settings)
     moved = _append(moves, timing, name, job, seed)
     if rig is not None:
         _add_rig(moved, subject, rig, settings)
+    with quietly():
+        for obj in moved if points else ():
+            obj.animate3d.active.count, obj.animate3d.active.output = points, "POINTS"
     _show_new(moved, timing)
     return moved
 
@@ -137,19 +144,59 @@ def together(obj: bpy.types.Object) -> list[bpy.types.Object]:
     return [each for each, _ in found]
 
 
-def become(obj: bpy.types.Object, output: str) -> None:
-    """Lets the active take of an object, and of those that were animated with it, be keys, or the armature it has."""
+def become(obj: bpy.types.Object, output: str, points: int = 0) -> None:
+    """Lets the active take of an object, and of those that were animated with it, be keys, points, or its armature.
+
+    Args:
+        points: of a cloud that is made now.
+
+    Raises:
+        UserError: before anything is changed.
+    """
+    found = list(members(obj.animate3d.active))
+    for each, _ in found if output == "POINTS" else ():
+        error = fault(each)
+        if error is not None:
+            raise error
+        take_points.check_free(each, our_modifiers(each))
     with quietly():
-        for each, index in list(members(obj.animate3d.active)):
-            each.animate3d.takes[index].output = output
+        for each, index in found:
+            take = each.animate3d.takes[index]
+            if output == "POINTS" and take.cloud is None and points:
+                take.count = points
+            take.output = output
             show(each)
 
 
+def our_modifiers(obj: bpy.types.Object) -> set[str]:
+    """The names of the modifiers through which takes move the object."""
+    found = [take_rigs.modifier_of(obj, take) for take in obj.animate3d.takes]
+    return {modifier.name for modifier in found if modifier is not None}
+
+
+def recount(take: Take) -> None:
+    """Another number of points is wanted: the cloud is made anew."""
+    if _busy or take.cloud is None:
+        return
+    with quietly():
+        for obj, index in list(members(take)):
+            other = obj.animate3d.takes[index]
+            other.count = take.count
+            take_points.remove(obj, other)
+            if obj.animate3d.active_index == index:
+                show(obj)
+
+
 def _put_aside(obj: bpy.types.Object, but: Take | None = None) -> None:
-    """Takes the object off the armatures of its takes, but for one."""
+    """Takes the object off the armatures of its takes, and their points out of the scene, but for what one take is."""
     for take in obj.animate3d.takes:
-        if take != but:
+        output = take.output if take == but else ""
+        if output != "RIG":
             take_rigs.put_aside(obj, take)
+        if output != "POINTS":
+            take_points.put_aside(obj, take)
+    if but is None or but.output != "POINTS":
+        take_points.show_surface(obj)
 
 
 def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
@@ -160,19 +207,27 @@ def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
     """
     own: ObjectTakes = obj.animate3d
     take = own.active
-    is_rig = take is not None and take.output == "RIG"
-    _put_aside(obj, but=take if is_rig else None)
-    if take is None or is_rig:
+    _put_aside(obj, but=take)
+    if take is None or take.output != "KEYS":
         _remove_keys(obj)
     if take is None:
         return
-    if is_rig:
-        error = fault(obj)
-        if error is not None:
-            raise error
+    error = fault(obj)
+    if error is not None:
+        raise error
+    if take.output == "KEYS":
+        _show_keys(obj, take, shared)
+    elif take.output == "RIG":
         take_rigs.show(obj, take)
-        mute(obj)
-        return
+    else:
+        if take.cloud is None:
+            take_points.make(obj, take, offsets(take, obj))
+        take_points.show(obj, take)
+    mute(obj)
+
+
+def _show_keys(obj: bpy.types.Object, take: Take, shared: bpy.types.Action | None) -> None:
+    own: ObjectTakes = obj.animate3d
     moves = offsets(take, obj)
     if obj.data.shape_keys is None:
         own.made_basis = True
@@ -184,7 +239,6 @@ def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
     for key in keys:
         own.keys.add().name = key.name
     bake.animate_keys(obj, keys, take.timing, NAME, shared)
-    mute(obj)
 
 
 def our_keys(obj: bpy.types.Object) -> list[bpy.types.ShapeKey]:
@@ -219,6 +273,7 @@ def retime(take: Take) -> None:
                 setattr(other, field, getattr(take, field))
             if other == take:
                 take_rigs.retime(other)
+            take_points.retime(other)
             keys = our_keys(obj)
             if obj.animate3d.active_index == index and len(keys) == other.frames - 1:
                 bake.animate_keys(obj, keys, other.timing, NAME)
@@ -256,6 +311,8 @@ def mute(obj: bpy.types.Object) -> None:
     modifier = take_rigs.modifier_of(obj, own.active) if own.active is not None else None
     if modifier is not None:
         modifier.show_viewport = modifier.show_render = own.is_shown
+    for key in take_points.keys(own.active) if own.active is not None else ():
+        key.mute = not own.is_shown
 
 
 def delete(obj: bpy.types.Object) -> None:
@@ -264,12 +321,18 @@ def delete(obj: bpy.types.Object) -> None:
         own: ObjectTakes = each.animate3d
         stored = own.takes[index].offsets
         take_rigs.remove(each, own.takes[index])
+        take_points.remove(each, own.takes[index])
         own.takes.remove(index)
         if stored is not None and stored.users == 0:
             bpy.data.meshes.remove(stored)
         with quietly():
             own.active_index = min(max(own.active_index - (index <= own.active_index), 0), len(own.takes) - 1)
         show(each)
+
+
+def of(obj: bpy.types.Object | None) -> bpy.types.Object | None:
+    """The object whose takes are meant where this one is selected: of a cloud of points, the mesh it is of."""
+    return obj.animate3d.owner if obj is not None and obj.animate3d.owner is not None else obj
 
 
 def members(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:

@@ -16,6 +16,7 @@ STATE_ICONS = {
     "failed": "ERROR",
     "cancelled": "CANCEL",
 }
+OUTPUT_ICONS = {"KEYS": "SHAPEKEY_DATA", "RIG": "ARMATURE_DATA", "POINTS": "POINTCLOUD_DATA"}
 MOST_JOBS = 6  # rows in the list of jobs; older ones wait in the folder
 WIDTH = 42  # characters of a line of the sidebar at its usual width
 
@@ -71,6 +72,8 @@ class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
         row.prop(settings, "seed")
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
         layout.row().prop(settings, "output", expand=True)
+        if settings.output == "POINTS":
+            layout.prop(settings, "points")
         layout.prop(settings, "below")
         layout.prop(settings, "front")
         layout.prop(settings, "weights")
@@ -82,13 +85,15 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
-        return context.object is not None and len(context.object.animate3d.takes) > 0
+        obj = takes.of(context.object)
+        return obj is not None and len(obj.animate3d.takes) > 0
 
     def draw_header(self, context: bpy.types.Context) -> None:
-        self.layout.prop(context.object.animate3d, "is_shown", text="")
+        self.layout.prop(takes.of(context.object).animate3d, "is_shown", text="")
 
     def draw(self, context: bpy.types.Context) -> None:
-        layout, own = self.layout, context.object.animate3d
+        layout, obj = self.layout, takes.of(context.object)
+        own = obj.animate3d
         row = layout.row()
         row.template_list("ANIMATE3D_UL_takes", "", own, "takes", own, "active_index", rows=3)
         column = row.column(align=True)
@@ -98,7 +103,7 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
         column.operator("animate3d.take_push", text="", icon="NLA_PUSHDOWN")
         column.operator("animate3d.take_to_cache", text="", icon="FILE_CACHE")
         column.operator("animate3d.take_to_copy", text="", icon="OBJECT_DATA")
-        fault = takes.fault(context.object)
+        fault = takes.fault(obj)
         if fault is not None:
             _draw_error(layout, fault)
         take = own.active
@@ -117,13 +122,14 @@ class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
         column.prop(take, "first")
         column.prop(take, "last")
         layout.prop(take, "loop")
+        if take.output == "POINTS":
+            layout.prop(take, "count")
+            layout.operator("animate3d.take_save_frames", icon="FILE_TICK")
 
 
 class ANIMATE3D_UL_takes(bpy.types.UIList):
     def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0) -> None:
-        layout.prop(
-            item, "name", text="", emboss=False, icon="ARMATURE_DATA" if item.output == "RIG" else "SHAPEKEY_DATA"
-        )
+        layout.prop(item, "name", text="", emboss=False, icon=OUTPUT_ICONS[item.output])
 
 
 class ANIMATE3D_PT_jobs(_Panel, bpy.types.Panel):

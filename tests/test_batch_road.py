@@ -105,9 +105,7 @@ def test_where_blender_dies_in_a_row_the_others_are_done(cone, tmp_path, tiny_we
     before[0].kill()
     process.stdout.read()
     assert process.wait(300) == 1
-    assert process.stderr.read().splitlines() == [
-        "Line 3: Blender stopped unexpectedly (SIGKILL). Run this job again."
-    ]
+    assert process.stderr.read().splitlines() == ["Line 3: Blender stopped unexpectedly (SIGKILL). Run this job again."]
     jobs = json.loads((tmp_path / "report.json").read_text())["jobs"]
     assert [job.get("error", "") for job in jobs] == ["", "internal", ""]
     assert sorted(path.name for path in tmp_path.glob("*.glb")) == ["a.glb", "c.glb"]

@@ -289,7 +289,7 @@ def test_a_prompt_over_several_lines_with_quotes_is_one_line(tmp_path):
     assert jobs.Job.load(job.folder).title == job.title
 
 
-@pytest.mark.parametrize("prompt", ["🦊 立方体が \"揺れる\"'); --", "a cube explodes", "{0} %s \\\\n"])
+@pytest.mark.parametrize("prompt", ['🦊 立方体が "揺れる"\'); --', "a cube explodes", "{0} %s \\\\n"])
 def test_a_motion_that_the_starter_does_not_know_has_a_near_one(prompt, tmp_path):
     """Said in the panel while the sentence is typed, before the long work; the backend says it with the job."""
     motions = models.card("starter", tmp_path).motions

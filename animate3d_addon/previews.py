@@ -60,8 +60,9 @@ def clear() -> None:
 
 def _load(job: Path) -> None:
     global _icons, _shown, _current
+    forming = protocol.Video.path(job, forming=True).exists()
     try:
-        seen = (str(job), (job / "video" / "video.npz").stat().st_mtime)
+        seen = (str(job), protocol.Video.path(job, forming).stat().st_mtime)
     except OSError:
         seen = (str(job), 0.0)
     if seen == _shown:
@@ -71,7 +72,7 @@ def _load(job: Path) -> None:
     if not seen[1]:
         return
     try:
-        sheets = contact_sheets(protocol.Video.load(job).frames)
+        sheets = contact_sheets(protocol.Video.load(job, forming).frames)
     except (protocol.UserError, ValueError):
         return  # half gone; the job itself will say so
     _icons = bpy.utils.previews.new()
@@ -86,6 +87,8 @@ def _load(job: Path) -> None:
 
 def contact_sheets(frames: np.ndarray) -> np.ndarray:
     """[4, F, H, W, C] uint8 to [F, S, S, 3] uint8: views 0 and 1 above 2 and 3, over grey where there is alpha."""
+    step = max(1, 2 * frames.shape[2] // SIZE)  # first of all: large videos would hold up the window
+    frames = frames[:, :, ::step, ::step]
     rgb = frames[..., :3].astype(np.float32)
     if frames.shape[-1] == 4:
         alpha = frames[..., 3:].astype(np.float32) / 255.0
@@ -93,5 +96,5 @@ def contact_sheets(frames: np.ndarray) -> np.ndarray:
     _, count, height, width, _ = rgb.shape
     grid = rgb.reshape(2, 2, count, height, width, 3).transpose(2, 0, 3, 1, 4, 5)
     sheets = np.round(grid.reshape(count, 2 * height, 2 * width, 3)).astype(np.uint8)
-    scale, step = max(1, SIZE // (2 * height)), max(1, 2 * height // SIZE)
-    return sheets[:, ::step, ::step].repeat(scale, axis=1).repeat(scale, axis=2)
+    scale = max(1, SIZE // (2 * height))
+    return sheets.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -69,6 +69,7 @@ class CaptureTask:
     fps: float
     appearance: str
     front: float
+    size: int = 0  # pixels of the four views where nothing else is wanted; 0: all that a job needs
 
     @classmethod
     def load(cls, job: Path) -> CaptureTask:

@@ -11,6 +11,7 @@ from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, St
 
 from . import meshes, places, prompts, properties, results, splat_frames, splat_output, splats, watch
 from .jobs import Job
+from .look import Look
 from .shared import protocol
 from .timing import Timing
 
@@ -293,6 +294,39 @@ class ANIMATE3D_OT_copy_applied(bpy.types.Operator):
         results.copy_with_modifiers_applied(meshes.mesh_like(context.selected_objects), context)
 
 
+class ANIMATE3D_OT_look(bpy.types.Operator):
+    """Render the four views that the model would see, small: whether the front is the front, before the long work"""
+
+    bl_idname = "animate3d.look"
+    bl_label = "Look"
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        objects = results.chosen_objects(context)
+        job = results.new_look(context, objects, places.home() / "look")
+        try:
+            if bpy.app.binary_path:
+                watch.show_look(Look.start(job, watch.capture_command(job)))
+            else:
+                results.look_here(job, objects)
+                watch.show_look(Look(job, None, is_done=True))
+        except protocol.UserError:
+            job.remove()
+            raise
+
+
+class ANIMATE3D_OT_close_look(bpy.types.Operator):
+    """Put the four views away"""
+
+    bl_idname = "animate3d.close_look"
+    bl_label = "Close"
+    bl_options = {"INTERNAL"}  # noqa: RUF012
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        watch.show_look(None)
+        return {"FINISHED"}
+
+
 class ANIMATE3D_OT_import_splats(bpy.types.Operator):
     """Import a .ply file of Gaussian splats as points that can be animated"""
 
@@ -385,6 +419,8 @@ CLASSES = (
     ANIMATE3D_OT_dice,
     ANIMATE3D_OT_use_prompt,
     ANIMATE3D_OT_copy_applied,
+    ANIMATE3D_OT_look,
+    ANIMATE3D_OT_close_look,
     ANIMATE3D_OT_import_splats,
     ANIMATE3D_OT_save_frames,
     ANIMATE3D_OT_open_preferences,

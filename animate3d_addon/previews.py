@@ -16,6 +16,8 @@ GREY = 128
 SIZE = 256  # pixels; small models' pictures are enlarged to about this
 
 _icons: bpy.utils.previews.ImagePreviewCollection | None = None
+_views: bpy.utils.previews.ImagePreviewCollection | None = None
+_looked_at = ""  # the folder that they are of
 _shown: tuple[str, float] = ("", 0.0)  # the job's folder and when its video was written
 _frames: list[int] = []  # icon numbers
 _current = 0
@@ -26,6 +28,20 @@ def icon(job: Path) -> int:
     """The icon of the video's frame that is on now; 0 where the job has no video yet."""
     _load(job)
     return _frames[_current % len(_frames)] if _frames else 0
+
+
+def views(job: Path) -> list[int]:
+    """The icons of the four views that were captured of an object; none where they aren't there."""
+    global _views, _looked_at
+    paths = [protocol.Subject.image_path(job, kind, index) for kind in ("condition", "position") for index in range(4)]
+    paths = [path for path in paths if path.is_file()][:4]
+    if str(job) != _looked_at or len(paths) != len(_views or ()):
+        if _views is not None:
+            bpy.utils.previews.remove(_views)
+        _views, _looked_at = bpy.utils.previews.new(), str(job)
+        for path in paths:
+            _views.load(path.name, str(path), "IMAGE")  # reads the file when it is drawn
+    return [each.icon_id for each in _views.values()]
 
 
 def play(is_playing: bool) -> None:
@@ -50,6 +66,14 @@ def advance() -> bool:
 
 def clear() -> None:
     """Lets go of all pictures."""
+    global _views, _looked_at
+    if _views is not None:
+        bpy.utils.previews.remove(_views)
+    _views, _looked_at = None, ""
+    _clear_video()
+
+
+def _clear_video() -> None:
     global _icons, _shown
     if _icons is not None:
         bpy.utils.previews.remove(_icons)
@@ -67,7 +91,7 @@ def _load(job: Path) -> None:
         seen = (str(job), 0.0)
     if seen == _shown:
         return
-    clear()
+    _clear_video()
     _shown, _current = seen, 0
     if not seen[1]:
         return

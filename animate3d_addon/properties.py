@@ -19,7 +19,7 @@ from bpy.props import (
 
 from . import models, places, prompts
 from .preferences import choices
-from .shared import protocol
+from .shared import protocol, understand
 from .timing import Timing
 
 FRONTS = {"NEG_Y": 0.0, "POS_X": 90.0, "POS_Y": 180.0, "NEG_X": 270.0}  # degrees from -Y, counterclockwise
@@ -53,6 +53,15 @@ def examples(settings: Settings, context: bpy.types.Context) -> list[str]:
     except protocol.UserError:
         return []
     return models.example_prompts(card)
+
+
+def notice(settings: Settings) -> str:
+    """What the chosen model makes of the prompt where it does not know what is asked for; empty where it does."""
+    try:
+        card, prompt = models.card(settings.weights_name(), places.weights()), protocol.clean_prompt(settings.prompt)
+    except protocol.UserError:
+        return ""
+    return understand(prompt, card.motions).notice
 
 
 class Settings(bpy.types.PropertyGroup):

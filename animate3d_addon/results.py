@@ -11,8 +11,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, capture, compat, meshes, models, places, splats, take_points, take_rigs, takes
-from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
+from . import bake, bake_rig, capture, compat, look, meshes, models, places, splats, take_points, take_rigs, takes
+from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan, load_all
 from .properties import FRONTS, Settings
 from .shared import protocol
 from .timing import Timing
@@ -109,11 +109,26 @@ def copy_with_modifiers_applied(objects: Sequence[bpy.types.Object], context: bp
 
 def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
     """A job for the objects with the scene's settings, not captured yet. Raises `UserError`."""
+    settings = context.scene.animate3d.job_settings()
+    models.card(settings.weights, places.weights())
+    return Job.create(root, settings, _plan(context, objects))
+
+
+def new_look(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
+    """What a background Blender needs to look at the objects once; no job of the list. Raises `UserError`."""
+    if splats.is_splats(objects[0]):
+        raise protocol.UserError("Gaussian splats are looked at by the backend.", "Start the job to see them.")
+    for old in load_all(root):  # of a Blender that was killed
+        old.remove()
+    job = Job.create(root, protocol.JobSettings("look"), _plan(context, objects))
+    write_copy(job, objects, context.scene, size=look.SIZE)
+    return job
+
+
+def _plan(context: bpy.types.Context, objects: Sequence[bpy.types.Object]) -> Plan:
     scene = context.scene
     own: Settings = scene.animate3d
-    settings = own.job_settings()
-    models.card(settings.weights, places.weights())
-    plan = Plan(
+    return Plan(
         objects=tuple(obj.name for obj in objects),
         uids=tuple(compat.session_uid(obj) for obj in objects),
         session=_session,
@@ -129,13 +144,13 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         below=_below(objects, context),
         places=tuple(tuple(np.array(obj.matrix_world).ravel().tolist()) for obj in objects),
     )
-    return Job.create(root, settings, plan)
 
 
-def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene) -> None:
+def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene, size: int = 0) -> None:
     """Puts copies of the objects, and what they need, into a file of the job's: all that a background Blender sees.
 
-    The copies leave the takes behind, which may be large. Raises `UserError` where the file can't be written.
+    The copies leave the takes behind, which may be large. With a `size` nothing but the four views is wanted. Raises
+    `UserError` where the file can't be written.
     """
     if splats.is_splats(objects[0]):
         _write_splats(job, objects[0])
@@ -161,6 +176,7 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
             fps=scene.render.fps / scene.render.fps_base,
             appearance=_appearance(job),
             front=job.plan.front,
+            size=size,
         )
         protocol.write_json(job.folder / CAPTURE, asdict(task))
     except (OSError, RuntimeError) as error:
@@ -194,6 +210,12 @@ def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
     settings = capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front)
     with _looked_at(objects, job.plan.below):
         capture.capture(objects, job.folder, settings)
+
+
+def look_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
+    """Renders the four views in this process, which waits for it: where there is no Blender to start."""
+    with _looked_at(objects, job.plan.below):
+        capture.capture(objects, job.folder, capture.four_views(look.SIZE, job.plan.front))
 
 
 def _appearance(job: Job) -> str:

@@ -22,6 +22,7 @@ from .batch_options import Options, UsageError, check_options, check_writable, p
 from .batch_progress import Progress
 from .batch_rows import Result, Worker, run_rows
 from .capture import CaptureSettings, capture
+from .points import bake_points
 from .shared import protocol
 
 
@@ -266,6 +267,8 @@ class Road:
         if options.as_ == "rig":
             armature = bake_rig(objects, subject, protocol.Rig.load(job), settings)
             return [armature, *skinned_by(armature)]
+        if options.as_ == "points":
+            return bake_points(objects, subject, protocol.Motion.load(job), settings, options.points)
         baked = bake_shape_keys(objects, subject, protocol.Motion.load(job), settings)
         return [result.object for result in baked]
 

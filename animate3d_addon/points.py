@@ -7,13 +7,16 @@ what draws, saves or animates imported splats serves them too. The same mesh giv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import bpy
 import numpy as np
 
-from . import splats, surface_colors
+from . import bake, meshes, splats, surface_colors
+from .shared import protocol
+from .timing import Timing
 
 OPACITY = 4.0  # the logit of 0.98
 FLATNESS = 0.1  # thickness over width
@@ -120,6 +123,37 @@ def make(obj: bpy.types.Object, vertices: np.ndarray, count: int, name: str) -> 
     made = bpy.data.objects.new(name, mesh)
     splats.make_visible(made)
     return made, samples
+
+
+def bake_points(
+    objects: Sequence[bpy.types.Object],
+    subject: protocol.Subject,
+    motion: protocol.Motion,
+    settings: bake.BakeSettings,
+    count: int,
+) -> list[bpy.types.Object]:
+    """A cloud of points, moved by shape keys, in the place of each object, which is removed. Returns the clouds.
+
+    Raises:
+        UserError: before anything is changed.
+    """
+    timing = Timing(len(motion.offsets), start=settings.start, step=settings.step)
+    clouds = []
+    with bake.shared_action(settings.name) as shared:
+        for obj, moves in bake.local_moves(objects, subject, motion, settings):
+            if not len(obj.data.polygons):
+                continue
+            cloud, samples = make(obj, meshes.coordinates(obj.data), count, f"{obj.name} points")
+            for collection in obj.users_collection:
+                collection.objects.link(cloud)
+            cloud.matrix_world = obj.matrix_world
+            keys = bake.write_keys(cloud, samples.at(moves), settings.name)
+            bake.animate_keys(cloud, keys, timing, settings.name, shared)
+            clouds.append(cloud)
+            bpy.data.objects.remove(obj)
+    bpy.context.view_layer.update()  # the layer still lists what was removed
+    bake.extend_timeline(bpy.context.scene, timing)
+    return clouds
 
 
 def write_frames(

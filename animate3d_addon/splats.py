@@ -159,17 +159,19 @@ def _nodes() -> bpy.types.GeometryNodeTree:
     group.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
     first, last = group.nodes.new("NodeGroupInput"), group.nodes.new("NodeGroupOutput")
     points, paint = group.nodes.new("GeometryNodeMeshToPoints"), group.nodes.new("GeometryNodeSetMaterial")
-    radius = group.nodes.new("GeometryNodeInputNamedAttribute")
+    radius, both = group.nodes.new("GeometryNodeInputNamedAttribute"), group.nodes.new("GeometryNodeJoinGeometry")
     radius.inputs["Name"].default_value = RADIUS
     paint.inputs["Material"].default_value = material()
     for source, target in (
         (first.outputs[0], points.inputs[0]),
         (radius.outputs[0], points.inputs["Radius"]),
         (points.outputs[0], paint.inputs[0]),
-        (paint.outputs[0], last.inputs[0]),
+        (first.outputs[0], both.inputs[0]),  # nobody sees vertices, but exporters do
+        (paint.outputs[0], both.inputs[0]),
+        (both.outputs[0], last.inputs[0]),
     ):
         group.links.new(source, target)
-    for place, node in enumerate((first, radius, points, paint, last)):
+    for place, node in enumerate((first, radius, points, paint, both, last)):
         node.location.x = 200.0 * place
     return group
 

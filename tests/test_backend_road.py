@@ -272,6 +272,7 @@ def test_rendering_road_with_splats(job):
 
     from backend import steps
     from backend.motion.settings import preset
+
     subject, cpu = Subject.load(job), torch.device("cpu")
     splats = steps.make_splats(job, subject, "position", 0, cpu)
     steps.save_splats(splats, job)

@@ -24,9 +24,9 @@ def register() -> None:
 
 
 def _classes() -> list[type]:
-    from . import mends, operators, setup_operators, take_operators, ui, ui_takes
+    from . import mends, operators, setup_operators, splat_operators, take_operators, ui, ui_takes
 
-    modules = (operators, mends, take_operators, setup_operators, ui, ui_takes)
+    modules = (operators, splat_operators, mends, take_operators, setup_operators, ui, ui_takes)
     return [cls for module in modules for cls in module.CLASSES]
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import meshes, places, prompts, properties, results, splat_frames, splat_output, splats, watch
+from . import meshes, places, prompts, properties, results, watch
 from .jobs import Job
 from .look import Look
 from .shared import protocol
-from .timing import Timing
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
 OPTIONS = (
@@ -178,7 +176,7 @@ def enqueue(context: bpy.types.Context) -> Job:
     return job
 
 
-class _OfJob:
+class OfJob:
     """An operator on one job of the list."""
 
     job: StringProperty(name="Job", description="The name of the job's folder", options={"SKIP_SAVE"})
@@ -190,7 +188,7 @@ class _OfJob:
         return found
 
 
-class ANIMATE3D_OT_cancel(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_cancel(OfJob, bpy.types.Operator):
     """Stop this job. What it has done so far is kept, and it can go on later"""
 
     bl_idname = "animate3d.cancel"
@@ -203,7 +201,7 @@ class ANIMATE3D_OT_cancel(_OfJob, bpy.types.Operator):
         watch.redraw()
 
 
-class ANIMATE3D_OT_apply_job(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_apply_job(OfJob, bpy.types.Operator):
     """Put this finished motion onto its object, as a new take"""
 
     bl_idname = "animate3d.apply_job"
@@ -231,7 +229,7 @@ def apply(job: Job, objects: list[bpy.types.Object] | None = None) -> None:
     job.become("applied")
 
 
-class ANIMATE3D_OT_run_again(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_run_again(OfJob, bpy.types.Operator):
     """Start this job again. It goes on where it stopped"""
 
     bl_idname = "animate3d.run_again"
@@ -244,7 +242,7 @@ class ANIMATE3D_OT_run_again(_OfJob, bpy.types.Operator):
         watch.redraw()
 
 
-class ANIMATE3D_OT_remove_job(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_remove_job(OfJob, bpy.types.Operator):
     """Delete this job and its files. Motions that were applied stay"""
 
     bl_idname = "animate3d.remove_job"
@@ -327,74 +325,6 @@ class ANIMATE3D_OT_close_look(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class ANIMATE3D_OT_import_splats(bpy.types.Operator):
-    """Import a .ply file of Gaussian splats as points that can be animated"""
-
-    bl_idname = "animate3d.import_splats"
-    bl_label = "Import Gaussian Splats"
-    bl_options = {"UNDO"}  # noqa: RUF012
-
-    filepath: StringProperty(name="File", description="A 3DGS .ply file", subtype="FILE_PATH", options={"SKIP_SAVE"})
-    filter_glob: StringProperty(
-        name="Filter", description="Files that are listed", default="*.ply", options={"HIDDEN", "SKIP_SAVE"}
-    )
-    up: EnumProperty(
-        name="Up",
-        description="Where the top is in the file",
-        items=[
-            ("y-down", "−Y", "As photogrammetry and the first 3DGS programs write it"),
-            ("y", "+Y", "As many viewers and converters write it"),
-            ("z", "+Z", "As Blender has it"),
-        ],
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        obj = splats.load(Path(bpy.path.abspath(self.filepath)), self.up)
-        for other in context.selected_objects:
-            other.select_set(other == obj)
-        context.view_layer.objects.active = obj
-
-
-class ANIMATE3D_OT_save_frames(_OfJob, bpy.types.Operator):
-    """Save the moving Gaussians as complete .ply files, one for each frame, into a folder, and play them here"""
-
-    bl_idname = "animate3d.save_frames"
-    bl_label = "Save Splat Frames"
-    bl_options = {"UNDO"}  # noqa: RUF012
-
-    directory: StringProperty(
-        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
-    )
-
-    play: BoolProperty(
-        name="Play Them",
-        description="Also add an object that shows the files on the timeline, turned Gaussians included (Blender 4.5)",
-        default=False,
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        job = self.find()
-        if job.state not in ("ready", "applied") or not (job.folder / "frames").is_dir():
-            raise protocol.UserError("This job has no frames.", "Only Gaussian splats have them, when they are done.")
-        folder = Path(bpy.path.abspath(self.directory))
-        folder.mkdir(parents=True, exist_ok=True)
-        splat_output.export(job.folder, str(folder), job.settings.frames, keep=True)
-        if self.play:
-            timing = Timing(job.settings.frames, start=job.plan.start, step=job.plan.step)
-            splat_frames.play(folder, timing, results.find_objects(job.plan)[0], f"{job.plan.objects[0]} frames")
-        self.report({"INFO"}, f"{job.settings.frames} files are in {folder}.")
-
-
 class ANIMATE3D_OT_open_preferences(bpy.types.Operator):
     """Open the preferences of Animate3D, where its backend and models are installed"""
 
@@ -421,7 +351,5 @@ CLASSES = (
     ANIMATE3D_OT_copy_applied,
     ANIMATE3D_OT_look,
     ANIMATE3D_OT_close_look,
-    ANIMATE3D_OT_import_splats,
-    ANIMATE3D_OT_save_frames,
     ANIMATE3D_OT_open_preferences,
 )

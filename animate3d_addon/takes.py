@@ -21,6 +21,7 @@ import numpy as np
 from . import bake, bake_rig, compat, take_points, take_rigs
 from .properties import ObjectTakes, Take
 from .shared import protocol
+from .take_data import fault, offsets, store
 from .timing import Timing
 
 NAME = bake.BakeSettings().name
@@ -88,7 +89,7 @@ def _append(
         with quietly():
             take.name, take.prompt, take.seed, take.job = unused_name(own, name), name, str(seed), job
             take.group, take.member, take.frames = group, member, timing.frames
-            take.offsets = _store(own_moves, f"{obj.name} {name}")
+            take.offsets = store(own_moves, f"{obj.name} {name}")
             for field in TIMING:
                 setattr(take, field, getattr(timing, field))
             own.active_index, own.is_shown = len(own.takes) - 1, True
@@ -367,39 +368,6 @@ def _try_show(obj: bpy.types.Object) -> None:
     """A property can't refuse: what doesn't fit any more is told by the panel (`fault`)."""
     if fault(obj) is None:
         show(obj)
-
-
-def fault(obj: bpy.types.Object) -> protocol.UserError | None:
-    """Why the active take can't be shown; None where it can."""
-    take = obj.animate3d.active
-    if take is None:
-        return None
-    if obj.type != "MESH" or take.offsets is None or (take.output == "RIG" and take.rig is None):
-        return protocol.UserError("This take has lost its motion.", "Delete it.")
-    expected = len(take.offsets.vertices) // (take.frames - 1)
-    if expected != len(obj.data.vertices):
-        return protocol.UserError(
-            f"The mesh has changed: the take has {expected} vertices, the mesh has {len(obj.data.vertices)}.",
-            "Undo the change, or delete the take.",
-        )
-    return None
-
-
-def offsets(take: Take, obj: bpy.types.Object) -> np.ndarray:
-    """The offsets [F-1, V, 3] float32. Raises `UserError`."""
-    error = fault(obj)
-    if error is not None:
-        raise error
-    flat = np.empty(len(take.offsets.vertices) * 3, np.float32)
-    take.offsets.attributes["position"].data.foreach_get("vector", flat)
-    return flat.reshape(take.frames - 1, -1, 3)
-
-
-def _store(offsets: np.ndarray, name: str) -> bpy.types.Mesh:
-    mesh = bpy.data.meshes.new(name)
-    mesh.vertices.add(offsets.shape[0] * offsets.shape[1])
-    mesh.attributes["position"].data.foreach_set("vector", np.ascontiguousarray(offsets, np.float32).ravel())
-    return mesh
 
 
 def _remove_keys(obj: bpy.types.Object) -> None:

@@ -234,9 +234,9 @@ def test_what_can_not_be_animated_is_refused_in_a_sentence(make, sentence):
 
 
 def test_every_property_and_operator_explains_itself():
-    from animate3d_addon import mends, operators, properties, setup_operators, take_operators
+    from animate3d_addon import mends, operators, properties, setup_operators, splat_operators, take_operators
 
-    modules = (operators, mends, take_operators, setup_operators)
+    modules = (operators, splat_operators, mends, take_operators, setup_operators)
     for cls in (*properties.CLASSES, *(cls for module in modules for cls in module.CLASSES)):
         inherited = cls.bl_rna.base.properties.keys()
         for prop in cls.bl_rna.properties:

@@ -125,6 +125,8 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         return {"CANCELLED"}  # nothing in the file has changed: no undo step
 
     def _take_options(self, context: bpy.types.Context) -> None:
+        if self.properties.is_property_set("prompt"):
+            protocol.clean_prompt(self.prompt)  # the scene's would be cut short without a word
         for name in OPTIONS:
             if self.properties.is_property_set(name):
                 setattr(context.scene.animate3d, name, getattr(self, name))

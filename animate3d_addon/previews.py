@@ -12,16 +12,17 @@ import numpy as np
 from .shared import protocol
 
 FRAMES_PER_SECOND = 8.0  # the video models'
+PATIENCE = 1.0  # seconds without a drawing after which a video stands still
+MOST_VIEWS = 3  # sets of four views that are kept
 GREY = 128
 SIZE = 256  # pixels; small models' pictures are enlarged to about this
 
 _icons: bpy.utils.previews.ImagePreviewCollection | None = None
-_views: bpy.utils.previews.ImagePreviewCollection | None = None
-_looked_at = ""  # the folder that they are of
+_views: dict[tuple[str, int], bpy.utils.previews.ImagePreviewCollection] = {}  # by folder and number of pictures
 _shown: tuple[str, float] = ("", 0.0)  # the job's folder and when its video was written
 _frames: list[int] = []  # icon numbers
 _current = 0
-_playing = False
+_playing_until = 0.0
 
 
 def icon(job: Path) -> int:
@@ -32,26 +33,26 @@ def icon(job: Path) -> int:
 
 def views(job: Path) -> list[int]:
     """The icons of the four views that were captured of an object; none where they aren't there."""
-    global _views, _looked_at
     paths = [protocol.Subject.image_path(job, kind, index) for kind in ("condition", "position") for index in range(4)]
     paths = [path for path in paths if path.is_file()][:4]
-    if str(job) != _looked_at or len(paths) != len(_views or ()):
-        if _views is not None:
-            bpy.utils.previews.remove(_views)
-        _views, _looked_at = bpy.utils.previews.new(), str(job)
+    key = (str(job), len(paths))
+    if key not in _views:
+        while len(_views) >= MOST_VIEWS:
+            bpy.utils.previews.remove(_views.pop(next(iter(_views))))
+        _views[key] = bpy.utils.previews.new()
         for path in paths:
-            _views.load(path.name, str(path), "IMAGE")  # reads the file when it is drawn
-    return [each.icon_id for each in _views.values()]
+            _views[key].load(path.name, str(path), "IMAGE")  # reads the file when it is drawn
+    return [each.icon_id for each in _views[key].values()]
 
 
-def play(is_playing: bool) -> None:
-    """Lets the frames follow each other, or holds the one that is on."""
-    global _playing
-    _playing = is_playing
+def play() -> None:
+    """Lets the frames follow each other for as long as this is called, by what draws them, again and again."""
+    global _playing_until
+    _playing_until = time.monotonic() + PATIENCE
 
 
 def is_playing() -> bool:
-    return _playing and len(_frames) > 1
+    return time.monotonic() < _playing_until and len(_frames) > 1
 
 
 def advance() -> bool:
@@ -66,10 +67,8 @@ def advance() -> bool:
 
 def clear() -> None:
     """Lets go of all pictures."""
-    global _views, _looked_at
-    if _views is not None:
-        bpy.utils.previews.remove(_views)
-    _views, _looked_at = None, ""
+    while _views:
+        bpy.utils.previews.remove(_views.popitem()[1])
     _clear_video()
 
 

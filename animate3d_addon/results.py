@@ -11,7 +11,21 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, capture, compat, look, meshes, models, places, splats, take_points, take_rigs, takes
+from . import (
+    bake,
+    bake_rig,
+    capture,
+    compat,
+    look,
+    meshes,
+    models,
+    places,
+    splats,
+    take_data,
+    take_points,
+    take_rigs,
+    takes,
+)
 from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan, load_all
 from .properties import FRONTS, Settings
 from .shared import protocol
@@ -35,7 +49,7 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     selected = list(context.selected_objects)
     if not selected and context.active_object is not None and context.active_object.mode != "OBJECT":
         selected = [context.active_object]
-    objects = meshes.mesh_like(list(dict.fromkeys(map(takes.of, selected))))
+    objects = meshes.mesh_like(list(dict.fromkeys(map(take_data.of, selected))))
     if any(map(splats.is_splats, objects)):
         return _only_splats(objects, context.scene.animate3d.output)
     for obj in objects:
@@ -284,7 +298,7 @@ def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[
 
 def plan_rig(job: Job, obj: bpy.types.Object) -> None:
     """Changes a job that is done so that its next run makes an armature of an object's active take."""
-    objects = takes.together(obj)
+    objects = take_data.together(obj)
     job.settings = replace(job.settings, rig=True)
     job.settings.save(job.folder)
     job.plan = replace(

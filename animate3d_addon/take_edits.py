@@ -6,7 +6,7 @@ import uuid
 
 import bpy
 
-from . import bake, compat, take_points, take_rigs, takes
+from . import bake, compat, take_data, take_points, take_rigs, takes
 from .properties import ObjectTakes
 
 
@@ -14,7 +14,7 @@ def duplicate(obj: bpy.types.Object) -> None:
     """Another take of the same motion, to be timed in another way."""
     group = uuid.uuid4().hex
     rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         copy = own.takes.add()
         take = own.takes[index]  # only now: adding moves the others in memory
@@ -36,7 +36,7 @@ def push_to_nla(obj: bpy.types.Object) -> None:
     if obj.animate3d.active.output != "KEYS":
         {"RIG": _push_rig, "POINTS": _push_points}[obj.animate3d.active.output](obj)
         return
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         take = own.takes[index]
         keys, timing, name = takes.our_keys(each), take.timing, take.name
@@ -65,7 +65,7 @@ def _push_rig(obj: bpy.types.Object) -> None:
     compat.push_down(armature, action, name, start)
     armature.animation_data.action = None
     with takes.quietly():
-        for each, index in list(takes.members(take)):
+        for each, index in list(take_data.members(take)):
             other = each.animate3d.takes[index]
             other.rig, other.output = None, "KEYS"
             each.animate3d.active_index = -1
@@ -73,7 +73,7 @@ def _push_rig(obj: bpy.types.Object) -> None:
 
 def _push_points(obj: bpy.types.Object) -> None:
     """The points of the shown take become the user's; the surface stays hidden behind them."""
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         take = each.animate3d.takes[index]
         take_points.push_to_nla(take)
         with takes.quietly():
@@ -85,7 +85,7 @@ def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
     copies = []
     group = uuid.uuid4().hex
     rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         copy = each.copy()
         copy.data = each.data.copy()
         copy.name = f"{each.name} {each.animate3d.takes[index].name}"

@@ -21,7 +21,7 @@ import numpy as np
 from . import bake, bake_rig, compat, take_points, take_rigs
 from .properties import ObjectTakes, Take
 from .shared import protocol
-from .take_data import fault, offsets, store
+from .take_data import fault, members, offsets, store, together
 from .timing import Timing
 
 NAME = bake.BakeSettings().name
@@ -137,12 +137,6 @@ def become_rig(
     for each in objects:
         show(each)
     return objects
-
-
-def together(obj: bpy.types.Object) -> list[bpy.types.Object]:
-    """The object and those that were animated with it in its active take, in the order of the subject."""
-    found = sorted(members(obj.animate3d.active), key=lambda found: found[0].animate3d.takes[found[1]].member)
-    return [each for each, _ in found]
 
 
 def become(obj: bpy.types.Object, output: str, points: int = 0) -> None:
@@ -329,28 +323,6 @@ def delete(obj: bpy.types.Object) -> None:
         with quietly():
             own.active_index = min(max(own.active_index - (index <= own.active_index), 0), len(own.takes) - 1)
         show(each)
-
-
-def of(obj: bpy.types.Object | None) -> bpy.types.Object | None:
-    """The object whose takes are meant where this one is selected: of a cloud of points, the mesh it is of."""
-    return obj.animate3d.owner if obj is not None and obj.animate3d.owner is not None else obj
-
-
-def members(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:
-    """The object of a take and the objects that were animated with it, each with the take's index there.
-
-    Duplicates of objects keep their takes: a member that is there more than once is left alone.
-    """
-    found: dict[int, list[tuple[bpy.types.Object, int]]] = {}
-    for obj in bpy.data.objects:
-        for index, other in enumerate(obj.animate3d.takes):
-            if other.group == take.group:
-                found.setdefault(other.member, []).append((obj, index))
-    for member, places in found.items():
-        if member == take.member:
-            yield next(place for place in places if place[0] == take.id_data)
-        elif len(places) == 1:
-            yield places[0]
 
 
 @contextlib.contextmanager

@@ -229,8 +229,8 @@ def _draw_job(layout: bpy.types.UILayout, job: Job) -> None:
 
 def _draw_preview(layout: bpy.types.UILayout, job: Job) -> None:
     number = previews.icon(job.folder)
-    previews.play(bool(number))
     if number:
+        previews.play()
         layout.template_icon(number, scale=9.0)
     elif job.stage not in ("", "capture"):
         _draw_views(layout, previews.views(job.folder))

@@ -12,7 +12,7 @@ from test_blender_jobs import select  # noqa: E402
 from test_blender_takes import look  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import compat, points, splats, take_edits, takes  # noqa: E402
+from animate3d_addon import compat, points, splats, take_data, take_edits, takes  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -138,7 +138,7 @@ def test_points_take_turns_with_keys_and_the_surface_comes_back(tmp_path):
     obj.display_type = "WIRE"
     motion, cloud = cloud_of(obj, tmp_path)
     assert (obj.display_type, obj.hide_render) == ("BOUNDS", True) and cloud.name in bpy.context.scene.objects
-    assert takes.of(cloud) == obj
+    assert take_data.of(cloud) == obj
     takes.become(obj, "KEYS")
     assert (obj.display_type, obj.hide_render) == ("WIRE", False) and cloud.name not in bpy.context.scene.objects
     np.testing.assert_allclose(look(obj, 4) - scenes.CUBE, motion.offsets[1], atol=1e-6)
@@ -176,7 +176,7 @@ def test_a_copy_and_the_nla(tmp_path):
     assert on_surface(obj, seen(cloud, 4), scenes.CUBE + motion.offsets[1]) < 1e-5
     assert on_surface(obj, seen(own, 4), scenes.CUBE) < 1e-5
     take_edits.push_to_nla(obj)
-    assert obj.animate3d.active is None and takes.of(cloud) == cloud
+    assert obj.animate3d.active is None and take_data.of(cloud) == cloud
     assert on_surface(obj, seen(cloud, 4), scenes.CUBE + motion.offsets[1]) < 1e-5
 
 
@@ -204,6 +204,21 @@ def test_frames_are_complete_files_that_turn_and_play(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeError, match="can't be written"):
         bpy.ops.animate3d.take_save_frames(directory=str(tmp_path / "file" / "frames"))
+
+
+@pytest.mark.parametrize("kind", ["KEYS", "POINTS"])
+def test_what_is_shown_is_exported(tmp_path, kind):
+    obj = scenes.cube()
+    cloud_of(obj, tmp_path, count=300)
+    takes.become(obj, kind)
+    select(obj)
+    assert bpy.ops.animate3d.export(filepath=str(tmp_path / "out.glb")) == {"FINISHED"}
+    primitive = scenes.read_glb(tmp_path / "out.glb")["meshes"][0]["primitives"][0]
+    assert len(primitive["targets"]) == 3 and (primitive.get("mode", 4) == 0) == (kind == "POINTS")
+    before = scenes.snapshot()
+    with pytest.raises(RuntimeError, match="can't be written"):
+        bpy.ops.animate3d.export(filepath=str(tmp_path / "out.xyz"))
+    assert scenes.snapshot() == before
 
 
 def test_what_points_could_not_follow_is_refused(tmp_path):

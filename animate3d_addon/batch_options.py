@@ -16,7 +16,7 @@ from .shared import protocol
 
 INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply", ".stl")
 OUTPUTS = (".blend", ".glb", ".fbx", ".usdc", ".abc")
-FORMS = ("keys", "rig")
+FORMS = ("keys", "rig", "points")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Options:
     device: str = "auto"
     memory: str = "auto"
     up: str = "z"  # of a file of Gaussians
-    as_: str = "keys"  # what the motion becomes: keys | rig
+    as_: str = "keys"  # what the motion becomes: keys | rig | points
+    points: int = 20_000  # of each object's cloud
     weights: str = "auto"  # which is settled, `models.default`, before a job runs
     compile: str = "off"
     steps: int = 0  # of the sampler; 0 or nothing, here and below: as the preset has it
@@ -118,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--start-frame", type=int, metavar="N", help="timeline frame of the first; 1 by default")
     p.add_argument("--frame-step", type=int, metavar="N", help="timeline frames from one to the next; 3 by default")
     p.add_argument("--as", dest="as_", choices=FORMS, help="what the motion becomes; shape keys by default")
+    p.add_argument("--points", type=int, metavar="N", help=f"of each cloud; {default.points} by default")
     p.add_argument("--up", choices=tuple(protocol.UP_AXES), help="where the top of a .ply of Gaussian splats is; "
                    "z by default")  # fmt: skip
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
@@ -239,6 +241,8 @@ def check_options(options: Options, blend_open: str) -> None:
     options.job_settings()
     if options.as_ not in FORMS:
         raise protocol.UserError(f"A motion can't become “{options.as_}”.", f"Choose {' or '.join(FORMS)}.")
+    if not 100 <= options.points <= 2_000_000:
+        raise protocol.UserError(f"A cloud of {options.points} points can't be made.", "Ask for 100 to 2000000.")
     if options.frame_step < 1 or abs(options.start_frame) + options.frame_step * options.frames > 1_000_000:
         raise protocol.UserError("These frames don't fit on the timeline.", "Choose a frame step of 1 or more.")
     source = Path(options.input or blend_open)
@@ -261,7 +265,7 @@ def _check_splats(options: Options, source: Path) -> None:
     precheck.check_splats(source)
     protocol.SplatSource(options.up)
     if options.as_ != "keys":
-        raise protocol.UserError("Gaussian splats can't hang on an armature.", "Leave --as away.")
+        raise protocol.UserError("Gaussian splats become frames of Gaussian splats.", "Leave --as away.")
     if options.object:
         raise protocol.UserError(f"{source.name} holds Gaussian splats, and no objects.", "Leave --object away.")
     if not options.output:

@@ -155,6 +155,7 @@ def use_denoiser(scene: bpy.types.Scene) -> bool:
     try:
         cycles.denoiser = "OPENIMAGEDENOISE"
     except TypeError:
+        cycles.use_denoising = False  # new scenes have it on, and would fail
         return False
     cycles.use_denoising = True
     cycles.denoising_input_passes, cycles.denoising_prefilter = "RGB", "NONE"

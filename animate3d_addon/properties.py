@@ -19,7 +19,7 @@ from bpy.props import (
 
 from . import models, places, prompts
 from .preferences import choices
-from .shared import protocol
+from .shared import protocol, understand
 from .timing import Timing
 
 FRONTS = {"NEG_Y": 0.0, "POS_X": 90.0, "POS_Y": 180.0, "NEG_X": 270.0}  # degrees from -Y, counterclockwise
@@ -34,7 +34,9 @@ LOOP_ITEMS = [
 OUTPUT_ITEMS = [
     ("KEYS", "Shape Keys", "Exact, for every kind of motion; exports as morph targets"),
     ("RIG", "Rig", "An armature with a skin: smaller, to be edited by hand, as game engines like it"),
+    ("POINTS", "Points", "Coloured points on the surface, Gaussians with all their numbers: for effects and splats"),
 ]
+POINTS = {"default": 20_000, "min": 100, "max": 2_000_000, "soft_max": 200_000}
 
 
 def suggestions(self: Settings, context: bpy.types.Context, text: str) -> Iterator[str]:
@@ -51,6 +53,15 @@ def examples(settings: Settings, context: bpy.types.Context) -> list[str]:
     except protocol.UserError:
         return []
     return models.example_prompts(card)
+
+
+def notice(settings: Settings) -> str:
+    """What the chosen model makes of the prompt where it does not know what is asked for; empty where it does."""
+    try:
+        card, prompt = models.card(settings.weights_name(), places.weights()), protocol.clean_prompt(settings.prompt)
+    except protocol.UserError:
+        return ""
+    return understand(prompt, card.motions).notice
 
 
 class Settings(bpy.types.PropertyGroup):
@@ -133,10 +144,11 @@ class Settings(bpy.types.PropertyGroup):
 
     output: EnumProperty(
         name="Output",
-        description="What the motion becomes. A take can be turned into the other later",
+        description="What the motion becomes. A take can be turned into another later",
         items=OUTPUT_ITEMS,
         default="KEYS",
     )
+    points: IntProperty(name="Points", description="How many points a cloud of points gets", **POINTS)
 
     below: BoolProperty(
         name="Below Modifiers",
@@ -173,6 +185,12 @@ def _retime(self: Take, context: bpy.types.Context) -> None:
     takes.retime(self)
 
 
+def _recount(self: Take, context: bpy.types.Context) -> None:
+    from . import takes
+
+    takes.recount(self)
+
+
 class Take(bpy.types.PropertyGroup):
     """One result on one object. The offsets of its vertices lie in a mesh that only it and its duplicates use."""
 
@@ -188,6 +206,8 @@ class Take(bpy.types.PropertyGroup):
         description="Where the armature is, seen from the object, while it is put aside",
         size=16,
     )
+    cloud: PointerProperty(name="Cloud", description="The points of a take that is a cloud", type=bpy.types.Object)
+    count: IntProperty(name="Points", description="How many points the cloud has", update=_recount, **POINTS)
     frames: IntProperty(name="Frames", description="Frames of the motion, the rest pose included", default=16, min=2)
     group: StringProperty(name="Group", description="The same for all objects that were animated together")
     member: IntProperty(name="Member", description="Which of the objects that were animated together")
@@ -271,6 +291,15 @@ class ObjectTakes(bpy.types.PropertyGroup):
         update=_show,
     )
     keys: CollectionProperty(name="Keys", description="The shape keys that hold the shown take", type=KeyName)
+    owner: PointerProperty(
+        name="Owner", description="The object of the take that this cloud of points belongs to", type=bpy.types.Object
+    )
+    surface: StringProperty(
+        name="Surface", description="How the object was drawn before its points were; empty: it is drawn so"
+    )
+    surface_hidden: BoolProperty(
+        name="Surface Hidden", description="Whether the object was hidden from renders before its points were shown"
+    )
     made_basis: BoolProperty(
         name="Made Basis", description="Whether the object had no shape keys before", default=False
     )

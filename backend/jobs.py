@@ -130,8 +130,11 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
         device=device.type,
         seed=settings.seed,
         settings={
-            **asdict(settings), "understood": prompt,
-            "sampler": asdict(sampler), "fit": asdict(fit), "sds": sds and asdict(sds),
+            **asdict(settings),
+            "understood": prompt,
+            "sampler": asdict(sampler),
+            "fit": asdict(fit),
+            "sds": sds and asdict(sds),
         },
         versions=devices.versions(),
     )
@@ -145,7 +148,17 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
 
     def make_video(step: steps.Step) -> Video:
         model = models.get(folder, device, settings.memory, settings.compile)
-        return steps.make_video(job, subject, model, prompt, sampler, settings, step, weights.identity(folder))
+        return steps.make_video(
+            job,
+            subject,
+            model,
+            prompt,
+            sampler,
+            settings,
+            step,
+            weights.identity(folder),
+            lambda path: tell("forming", path=str(path)),
+        )
 
     settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
     video = stages.run("video", settings_of_video, Video.load, make_video, Video.save)

@@ -15,7 +15,7 @@ Messages
 Lines of JSON, each an object with a "type". One job at a time.
 
     to the backend      check {settings}     are the weights and the device there? -> checked | error
-                        run {job}            -> progress*, notice*, preview, then done | error
+                        run {job}            -> progress*, notice*, forming*, preview, then done | error
                         cancel {}            ends the running job with an error of the kind "cancelled"
                         memory {}            -> memory
                         quit {}              (and the end of stdin) ends the process
@@ -25,6 +25,7 @@ Lines of JSON, each an object with a "type". One job at a time.
                             step 0 when a stage starts, step == steps when it is done; memory of both processes
                         notice {job, message}                 to tell the user; no failure
                         preview {job, path}                   a .gif of the generated video
+                        forming {job, path}                   `video/forming.npz` shows it while it is sampled
                         done {job, report}
                         error {job, kind, message, hint, log}
                         memory {peak_gb}      both processes together, since it was last asked or a stage ended
@@ -351,13 +352,18 @@ class Video:
     frames: np.ndarray  # [4, F, H, W, C] uint8; C = 3 on grey 0.5, or C = 4 straight alpha
     appearance: str  # color | position: what the colours mean
 
-    def save(self, job: Path) -> None:
-        write_npz(Path(job) / "video" / "video.npz", frames=self.frames, appearance=np.array(self.appearance))
+    def save(self, job: Path, forming: bool = False) -> None:
+        write_npz(self.path(job, forming), frames=self.frames, appearance=np.array(self.appearance))
 
     @classmethod
-    def load(cls, job: Path) -> Video:
-        data = read_npz(Path(job) / "video" / "video.npz", ("frames", "appearance"))
+    def load(cls, job: Path, forming: bool = False) -> Video:
+        data = read_npz(cls.path(job, forming), ("frames", "appearance"))
         return cls(data["frames"], str(data["appearance"]))
+
+    @staticmethod
+    def path(job: Path, forming: bool = False) -> Path:
+        """Of the video, or of what it looks like while it is made: fewer frames, to look at, gone at the end."""
+        return Path(job) / "video" / ("forming.npz" if forming else "video.npz")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from backend.motion.settings import FitSettings
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.resume import StepLog
 from backend.mv_vdm.sampling import SamplerSettings
+from backend.preview import FormingVideo
 from backend.protocol import (
     JobSettings,
     Motion,
@@ -79,28 +80,32 @@ def make_video(
     settings: JobSettings,
     step: Step,
     identity: str = "",
+    tell: Callable[[Path], None] = lambda path: None,
 ) -> Video:
     """The multi-view video of the captured views; slow steps of a run that was broken off are taken over.
 
-    identity: of the weights. Raises `UserError` where the model can't make so many frames.
+    identity: of the weights; `tell` gets the path of each look at the video while it forms. Raises `UserError` where
+    the model can't make so many frames.
     """
     longest = model.unet.config.motion_max_seq_length
     if settings.frames > longest:
         raise UserError(f"These weights make at most {longest} frames.", "Ask for fewer frames.")
     appearance = model.info.appearance
     views = read_views(job, subject, "condition" if appearance == "color" else "position")
+    forming = FormingVideo(job, appearance, model.decode, tell)
+    looks = not model.mode.park_unused  # where memory is short, the decoder is not there meanwhile
+
+    def after(done: int, total: int, clean: torch.Tensor) -> None:
+        step(done, total)
+        if looks:
+            forming.step(done, total, clean)
+
     decides = (prompt, sampler, settings.seed, settings.frames, identity, model.device, model.dtype, model.mode)
-    frames = model.generate(
-        prompt,
-        views,
-        subject.condition_c2w,
-        sampler,
-        settings.seed,
-        lambda done, total, clean: step(done, total),
-        settings.frames,
-        StepLog.of(job / DENOISED, decides, views.tobytes()),
-    )
-    return Video(frames, appearance)
+    steps_before = StepLog.of(job / DENOISED, decides, views.tobytes())
+    cameras, frames = subject.condition_c2w, settings.frames
+    pictures = model.generate(prompt, views, cameras, sampler, settings.seed, after, frames, steps_before)
+    forming.finish()
+    return Video(pictures, appearance)
 
 
 def make_matte(job: Path, subject: Subject, video: Video) -> np.ndarray:

@@ -89,3 +89,13 @@ def test_what_is_fetched_outlives_an_update(archive, tmp_path, tiny_weights):
     assert all(Path(found["folder"]) not in Path(place).parents for place in found["places"])
     assert found["new"] == [] and found["caches"] == []
     assert {"weights", "jobs"} <= set(found["left"])
+
+    # The script inside the installed extension finds what the panel has installed.
+    (tmp_path / "cube.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 0 1\nf 1 2 3\n")
+    run = subprocess.run(
+        [sys.executable, str(Path(found["folder"]) / "animate_batch.py"), "--", "--input", str(tmp_path / "cube.obj"),
+         "--prompt", "it sways", "--frames", "4", "--weights", "animate3d", "--output", str(tmp_path / "out.glb")],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out.glb").is_file()

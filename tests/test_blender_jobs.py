@@ -235,13 +235,14 @@ def test_what_can_not_be_animated_is_refused_in_a_sentence(make, sentence):
 
 
 def test_every_property_and_operator_explains_itself():
-    from animate3d_addon import operators, properties, take_operators
+    from animate3d_addon import mends, operators, properties, setup_operators, splat_operators, take_operators
 
-    for cls in (*properties.CLASSES, *operators.CLASSES, *take_operators.CLASSES):
+    modules = (operators, splat_operators, mends, take_operators, setup_operators)
+    for cls in (*properties.CLASSES, *(cls for module in modules for cls in module.CLASSES)):
         inherited = cls.bl_rna.base.properties.keys()
         for prop in cls.bl_rna.properties:
             assert prop.description or prop.identifier in inherited, (cls, prop.identifier)
-    assert all(cls.__doc__ for cls in (*operators.CLASSES, *take_operators.CLASSES))
+    assert all(cls.__doc__ for module in modules for cls in module.CLASSES)
 
 
 def test_the_time_left_grows_on_a_machine_that_is_busy(tmp_path, monkeypatch):

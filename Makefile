@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 
-WINDOW_BLENDER ?= blender
+# The second Blender of `make test`, beside the one in .venv.
+OTHER_BLENDER ?= 4.2.23
 
-.PHONY: setup demo test test-gui bench extension clean
+.PHONY: setup demo test test-matrix test-gui bench extension clean
 
 setup:
 	@$(PYTHON) tools/setup.py
@@ -14,10 +15,13 @@ demo: setup
 test: setup
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) tools/matrix.py $(OTHER_BLENDER) --short
+
+test-matrix: setup
+	@$(VENV_PYTHON) tools/matrix.py
 
 test-gui: extension
-	@$(VENV_PYTHON) tests/window/run.py --blender $(WINDOW_BLENDER) --zip dist/animate3d-0.1.0.zip \
-		--python $(VENV_PYTHON) --out out/window
+	@$(VENV_PYTHON) tests/window/run.py
 
 bench: setup
 	@mkdir -p out/bench

@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 
 def _arguments() -> list[str]:
@@ -20,12 +22,20 @@ def _arguments() -> list[str]:
     return [] if bpy.app.binary_path else sys.argv[1:]
 
 
-def _main() -> int:
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    try:
-        from animate3d_addon import batch
+def _batch() -> ModuleType:
+    """Batch mode: of the extension where this file belongs to an installed one, whose backend and models it shares."""
+    here = Path(__file__).resolve().parent
+    for repository in bpy.context.preferences.extensions.repos:
+        if Path(repository.directory).resolve() == here.parent:
+            return importlib.import_module(f"bl_ext.{repository.module}.{here.name}.animate3d_addon.batch")
+    sys.path.insert(0, str(here))
+    return importlib.import_module("animate3d_addon.batch")
 
-        return batch.main(_arguments())
+
+def _main() -> int:
+    try:
+        batch = _batch()
+        return batch.main(_arguments(), batch.command_line(_arguments()))
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt:

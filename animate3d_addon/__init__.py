@@ -12,27 +12,34 @@ _commands: list[object] = []
 def register() -> None:
     import bpy
 
-    from . import operators, preferences, properties, setup_operators, take_operators, ui, watch
+    from . import preferences, properties, ui, watch
 
     bpy.utils.register_class(preferences.ANIMATE3D_AddonPreferences)
     properties.register()
-    for cls in (*operators.CLASSES, *take_operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES):
+    for cls in _classes():
         bpy.utils.register_class(cls)
     ui.register()
     watch.register()
     _commands.append(bpy.utils.register_cli_command("animate3d", _run_command))
 
 
+def _classes() -> list[type]:
+    from . import mends, operators, setup_operators, splat_operators, take_operators, ui, ui_takes
+
+    modules = (operators, splat_operators, mends, take_operators, setup_operators, ui, ui_takes)
+    return [cls for module in modules for cls in module.CLASSES]
+
+
 def unregister() -> None:
     import bpy
 
-    from . import operators, preferences, properties, setup_operators, take_operators, ui, watch
+    from . import preferences, properties, ui, watch
 
     while _commands:
         bpy.utils.unregister_cli_command(_commands.pop())
     watch.unregister()
     ui.unregister()
-    for cls in reversed((*operators.CLASSES, *take_operators.CLASSES, *setup_operators.CLASSES, *ui.CLASSES)):
+    for cls in reversed(_classes()):
         bpy.utils.unregister_class(cls)
     properties.unregister()
     bpy.utils.unregister_class(preferences.ANIMATE3D_AddonPreferences)
@@ -43,6 +50,6 @@ def _run_command(arguments: list[str]) -> int:
     from . import batch
 
     try:
-        return batch.main(arguments)
+        return batch.main(arguments, batch.command_line(arguments))
     except SystemExit as end:  # --help
         return int(end.code or 0)

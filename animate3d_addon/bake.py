@@ -158,12 +158,14 @@ def captured_places(subject: protocol.Subject, settings: BakeSettings) -> list[P
 
 def check_object(obj: bpy.types.Object, settings: BakeSettings) -> None:
     if obj.library is not None or obj.override_library is not None:
-        raise protocol.UserError(
+        raise meshes.Mendable(
             f"“{obj.name}” is linked from another file and can't be changed.",
             "Use Object > Relations > Make Local > All.",
+            "LOCAL",
         )
     if obj.type != "MESH" and not settings.apply_modifiers:
-        raise protocol.UserError(f"“{obj.name}” is not a mesh.", "Use Object > Convert > Mesh, and start again.")
+        message, hint = f"“{obj.name}” is not a mesh.", "Use Object > Convert > Mesh, and start again."
+        raise meshes.Mendable(message, hint, "CONVERT")
     keys = obj.data.shape_keys if obj.type == "MESH" else None
     if keys is not None and not keys.use_relative and not _will_be_plain(obj, settings):
         raise protocol.UserError(

@@ -12,7 +12,7 @@ transforms comes back right from no file but a .blend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import bpy
@@ -91,9 +91,10 @@ def check(
     return chosen, _moved_since(chosen, subject, settings)
 
 
-def check_free(obj: bpy.types.Object) -> None:
-    """Raises `UserError` where the object has an armature already."""
-    if any(m.type == "ARMATURE" and m.show_viewport for m in obj.modifiers) or obj.parent_type == "ARMATURE":
+def check_free(obj: bpy.types.Object, ours: Collection[str] = ()) -> None:
+    """Raises `UserError` where the object has an armature already, other than by modifiers of the names `ours`."""
+    armatures = [m for m in obj.modifiers if m.type == "ARMATURE" and m.show_viewport and m.name not in ours]
+    if armatures or obj.parent_type == "ARMATURE":
         raise protocol.UserError(
             f"“{obj.name}” already hangs on an armature.", "Use shape keys, or apply its armature first."
         )

@@ -8,19 +8,21 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import bpy
 
-from . import environment, files, job_folder, places, precheck, splat_output
+from . import environment, files, job_folder, models, places, precheck, splat_output
 from .backend_process import BackendProcess, find_python, to_error
 from .bake import BakeSettings, bake_shape_keys
 from .bake_rig import bake_rig, skinned_by
 from .batch_options import Options, UsageError, check_options, check_writable, parser, read_options
 from .batch_progress import Progress
+from .batch_rows import Result, Worker, run_rows
 from .capture import CaptureSettings, capture
+from .points import bake_points
 from .shared import protocol
 
 
@@ -31,8 +33,12 @@ class Cancelled(protocol.UserError):
         super().__init__("Cancelled.", kind="cancelled")
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the jobs of a command line. Exit code: 0 all done, 1 some failed, 2 wrong options, 130 Ctrl-C."""
+def main(arguments: list[str], command: Sequence[str]) -> int:
+    """Runs the jobs of a command line. Exit code: 0 all done, 1 some failed, 2 wrong options, 130 Ctrl-C.
+
+    `command` starts a process like this one, for the rows of a table.
+    """
+    worker, arguments = Worker.split(arguments)
     try:
         jobs, names, report = read_options(arguments)
         if report:
@@ -42,19 +48,41 @@ def main(arguments: list[str]) -> int:
         return 2
     except protocol.UserError as error:
         return _fail("", error)
-    with Interrupt() as interrupt, Backend() as backend:
+    is_table = names != [""]
+    with Interrupt() as interrupt:
+        if is_table and worker is None:
+            results = run_rows(command, arguments, names, lambda: interrupt.asked)
+        else:
+            results = _run_here(jobs, names, interrupt, worker)
+    if report and worker is None:
+        protocol.write_json(Path(report), {"jobs": [each for each, _ in results]} if is_table else results[0][0])
+    return 130 if interrupt.asked else max((code for _, code in results), default=0)
+
+
+def _run_here(
+    jobs: Sequence[Options | protocol.UserError], names: Sequence[str], interrupt: Interrupt, worker: Worker | None
+) -> list[Result]:
+    """The jobs one after the other in this process; a worker's from its first row on, noting down each."""
+    first = 0
+    if worker is not None:
+        first = worker.first
+        worker.listen(interrupt.ask)
+    results = []
+    with Backend() as backend:
         run = Run(backend, interrupt, Progress())
-        reports, codes = [], []
-        for job, name in zip(jobs, names, strict=True):
-            result, code = run.one(job, name)
-            reports.append(result)
-            codes.append(code)
+        for row in range(first, len(jobs)):
+            results.append(run.one(jobs[row], names[row]))
+            if worker is not None:
+                worker.done(row, results[-1])
             if interrupt.asked:
                 break
-    if report:
-        write = reports[0] if len(jobs) == 1 and names == [""] else {"jobs": reports}
-        protocol.write_json(Path(report), write)
-    return 130 if interrupt.asked else max(codes)
+    return results
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """What has started this process, up to the arguments."""
+    ours = sys.argv[1 : len(sys.argv) - len(arguments)]
+    return [bpy.app.binary_path, *ours] if bpy.app.binary_path else [sys.executable, sys.argv[0], *ours]
 
 
 def _fail(name: str, error: protocol.UserError) -> int:
@@ -78,10 +106,14 @@ class Interrupt:
             # None is a handler that Blender set in C, which Python can't put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def ask(self) -> None:
+        """As Ctrl-C does."""
+        self.asked = True
+
     def _ask(self, number: int, frame: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.ask()
 
     def check(self) -> None:
         """Raises `Cancelled` where Ctrl-C was pressed."""
@@ -131,6 +163,8 @@ class Run:
             if isinstance(options, protocol.UserError):
                 raise options
             check_options(options, self._blend)
+            if options.weights == "auto":
+                options = replace(options, weights=models.default(options.device, places.weights()))
             with job_folder.opened(options.keep_job) as folder:
                 report = self._road_or_log(options, folder)
         except protocol.UserError as error:
@@ -233,6 +267,8 @@ class Road:
         if options.as_ == "rig":
             armature = bake_rig(objects, subject, protocol.Rig.load(job), settings)
             return [armature, *skinned_by(armature)]
+        if options.as_ == "points":
+            return bake_points(objects, subject, protocol.Motion.load(job), settings, options.points)
         baked = bake_shape_keys(objects, subject, protocol.Motion.load(job), settings)
         return [result.object for result in baked]
 

@@ -16,7 +16,7 @@ from .shared import protocol
 
 INPUTS = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply", ".stl")
 OUTPUTS = (".blend", ".glb", ".fbx", ".usdc", ".abc")
-FORMS = ("keys", "rig")
+FORMS = ("keys", "rig", "points")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,16 @@ class Options:
     device: str = "auto"
     memory: str = "auto"
     up: str = "z"  # of a file of Gaussians
-    as_: str = "keys"  # what the motion becomes: keys | rig
-    weights: str = "starter"
+    as_: str = "keys"  # what the motion becomes: keys | rig | points
+    points: int = 20_000  # of each object's cloud
+    weights: str = "auto"  # which is settled, `models.default`, before a job runs
+    compile: str = "off"
+    steps: int = 0  # of the sampler; 0 or nothing, here and below: as the preset has it
+    passes: int = 0
+    solver: str = ""
+    guidance: str = ""
+    coarse_to_fine: str = ""
+    negative_prompt: str = ""
     keep_job: str = ""
     report: str = ""
 
@@ -52,9 +60,34 @@ class Options:
             frames=self.frames,
             device=self.device,
             memory=self.memory,
+            compile=bool(_switch("compile", self.compile)),
             rig=self.as_ == "rig",
             weights=weights,
+            **self._sampler(),
         )
+
+    def _sampler(self) -> dict:
+        """How to sample, where these options say so. Raises `UserError`."""
+        try:
+            guidance = float(self.guidance) if self.guidance else None
+        except ValueError:
+            raise protocol.UserError(f"The guidance “{self.guidance}” is no number.", "Write one like 7.5.") from None
+        return {
+            "steps": self.steps or None,
+            "passes": self.passes or None,
+            "solver": self.solver or None,
+            "guidance": guidance,
+            "coarse_to_fine": _switch("coarse-to-fine", self.coarse_to_fine),
+            "negative_prompt": self.negative_prompt,
+        }
+
+
+def _switch(name: str, value: str) -> bool | None:
+    """None where nothing is said. Raises `UserError`."""
+    try:
+        return {"": None, "off": False, "on": True}[value]
+    except KeyError:
+        raise protocol.UserError(f"The setting {name} is neither on nor off.", "Write on or off.") from None
 
 
 class UsageError(Exception):
@@ -86,11 +119,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--start-frame", type=int, metavar="N", help="timeline frame of the first; 1 by default")
     p.add_argument("--frame-step", type=int, metavar="N", help="timeline frames from one to the next; 3 by default")
     p.add_argument("--as", dest="as_", choices=FORMS, help="what the motion becomes; shape keys by default")
+    p.add_argument("--points", type=int, metavar="N", help=f"of each cloud; {default.points} by default")
     p.add_argument("--up", choices=tuple(protocol.UP_AXES), help="where the top of a .ply of Gaussian splats is; "
                    "z by default")  # fmt: skip
     p.add_argument("--device", choices=protocol.DEVICES, help="auto by default: a GPU where there is one")
     p.add_argument("--memory", choices=protocol.MEMORY_MODES, help="how much the video model may use; auto by default")
-    p.add_argument("--weights", metavar="W", help="starter (default), animate3d, or a model folder")
+    p.add_argument("--compile", choices=("off", "on"), help="let PyTorch compile the video model: minutes at first, "
+                   "then faster; off by default")  # fmt: skip
+    p.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; as the preset has it by default")
+    p.add_argument("--passes", type=int, metavar="N", help="passes of FreeInit; 1 means none")
+    p.add_argument("--solver", choices=protocol.SOLVERS, help="DDIM, or DPM-Solver++ or UniPC for few steps")
+    p.add_argument("--guidance", metavar="X", help="scale of the guidance by the prompt; 1 means none")
+    p.add_argument("--coarse-to-fine", choices=("off", "on"), help="let earlier passes of FreeInit take fewer steps")
+    p.add_argument("--negative-prompt", metavar="TEXT", help="what the video should not be")
+    p.add_argument("--weights", metavar="W", help="starter, animate3d, or a model folder; by default animate3d where "
+                   "it is installed and an NVIDIA GPU has room for it, else starter")  # fmt: skip
     p.add_argument("--keep-job", metavar="DIR", help="keep the job's files there; an interrupted job goes on")
     p.add_argument("--report", metavar="FILE.json", help="write seconds and peak memory of each stage there")
     p.add_argument("--jobs", metavar="TABLE.csv", help="many jobs, one a row; columns are named like these options, "
@@ -198,6 +241,8 @@ def check_options(options: Options, blend_open: str) -> None:
     options.job_settings()
     if options.as_ not in FORMS:
         raise protocol.UserError(f"A motion can't become “{options.as_}”.", f"Choose {' or '.join(FORMS)}.")
+    if not 100 <= options.points <= 2_000_000:
+        raise protocol.UserError(f"A cloud of {options.points} points can't be made.", "Ask for 100 to 2000000.")
     if options.frame_step < 1 or abs(options.start_frame) + options.frame_step * options.frames > 1_000_000:
         raise protocol.UserError("These frames don't fit on the timeline.", "Choose a frame step of 1 or more.")
     source = Path(options.input or blend_open)
@@ -220,7 +265,7 @@ def _check_splats(options: Options, source: Path) -> None:
     precheck.check_splats(source)
     protocol.SplatSource(options.up)
     if options.as_ != "keys":
-        raise protocol.UserError("Gaussian splats can't hang on an armature.", "Leave --as away.")
+        raise protocol.UserError("Gaussian splats become frames of Gaussian splats.", "Leave --as away.")
     if options.object:
         raise protocol.UserError(f"{source.name} holds Gaussian splats, and no objects.", "Leave --object away.")
     if not options.output:

@@ -43,6 +43,11 @@ class CaptureSettings:
     front: float = 0.0  # where the object looks: degrees from -Y, counterclockwise seen from above
 
 
+def four_views(size: int, front: float) -> CaptureSettings:
+    """The condition views alone, in true colours, for people."""
+    return CaptureSettings("color", condition_size=size, appearance_views=(), front=front)
+
+
 def capture(
     objects: Sequence[bpy.types.Object],
     job: Path,

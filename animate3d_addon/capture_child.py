@@ -64,6 +64,8 @@ def _capture(job: Path, outbox: Outbox, inbox: Inbox) -> None:
             raise Cancelled
 
     settings = capture.CaptureSettings(appearance=task.appearance, front=task.front)
+    if task.size:
+        settings = capture.four_views(task.size, task.front)
     capture.capture(objects, job, settings, progress)
 
 

@@ -121,6 +121,14 @@ def has_slots() -> bool:
     return "slots" in bpy.types.Action.bl_rna.properties
 
 
+def gltf_animation_mode() -> str:
+    """Which of the glTF exporter's ways makes one animation of all that moves.
+
+    Where actions have no slots, each object has an action of its own: only “active actions merged” plays them together.
+    """
+    return "ACTIONS" if has_slots() else "ACTIVE_ACTIONS"
+
+
 def has_ply_nodes() -> bool:
     """Whether Geometry Nodes can read a .ply file of a name that they put together (4.5 and later)."""
     return hasattr(bpy.types, "GeometryNodeImportPLY") and hasattr(bpy.types, "FunctionNodeFormatString")
@@ -147,6 +155,7 @@ def use_denoiser(scene: bpy.types.Scene) -> bool:
     try:
         cycles.denoiser = "OPENIMAGEDENOISE"
     except TypeError:
+        cycles.use_denoising = False  # new scenes have it on, and would fail
         return False
     cycles.use_denoising = True
     cycles.denoising_input_passes, cycles.denoising_prefilter = "RGB", "NONE"

@@ -18,7 +18,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from . import complete, meshes, precheck
+from . import compat, complete, meshes, precheck, splats
 from .quiet import quiet
 from .shared import protocol
 
@@ -191,7 +191,7 @@ def save(path: Path, objects: Sequence[bpy.types.Object]) -> None:
             raise IsADirectoryError(21, "Is a directory")
         part.touch()
         part.unlink()
-        with quiet(), _only_selected(objects):
+        with quiet(), _only_selected(objects), _undrawn(objects if path.suffix.lower() != ".blend" else ()):
             if path.suffix.lower() == ".abc" and shutil.disk_usage(path.parent).free < _alembic_size(objects):
                 raise _DISK_FULL  # which would end the whole process: Alembic's writer doesn't catch its own exception
             _EXPORTERS[path.suffix.lower()](str(part))
@@ -227,7 +227,14 @@ def _save_abc(path: str) -> None:
 
 
 def _save_glb(path: str) -> None:
-    bpy.ops.export_scene.gltf(filepath=path, export_format="GLB", use_selection=True, export_apply=False)
+    bpy.ops.export_scene.gltf(
+        filepath=path,
+        export_format="GLB",
+        use_selection=True,
+        export_apply=False,
+        use_mesh_vertices=True,
+        export_animation_mode=compat.gltf_animation_mode(),
+    )
 
 
 def _save_fbx(path: str) -> None:
@@ -252,6 +259,20 @@ _EXPORTERS = {
     ),
     ".abc": _save_abc,
 }
+
+
+@contextlib.contextmanager
+def _undrawn(objects: Sequence[bpy.types.Object]) -> Iterator[None]:
+    """Points without the balls that Blender draws for them, which exporters would write instead of what moves."""
+    drawn = [m for obj in objects for m in obj.modifiers if m.type == "NODES" and m.name == splats.NODES]
+    shown = [(modifier, modifier.show_viewport, modifier.show_render) for modifier in drawn]
+    for modifier, *_ in shown:
+        modifier.show_viewport = modifier.show_render = False
+    try:
+        yield
+    finally:
+        for modifier, viewport, render in shown:
+            modifier.show_viewport, modifier.show_render = viewport, render
 
 
 @contextlib.contextmanager

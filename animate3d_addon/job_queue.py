@@ -212,7 +212,9 @@ class JobQueue:
                 self._progress(message["stage"], message["step"], message["steps"])
                 self.current.memory_gb = float(message.get("memory_gb", self.current.memory_gb))
             elif message["type"] == "notice":
-                self.current.notice = str(message["message"])
+                said = str(message["message"])
+                if said not in self.current.notice:
+                    self.current.notice = f"{self.current.notice} {said}".strip()
             elif message["type"] == "error":
                 raise to_error(message)
             elif message["type"] == "done":

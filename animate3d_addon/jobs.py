@@ -41,7 +41,8 @@ class Plan:
     step: float = 3.0
     loop: str = "OFF"
     strength: float = 1.0
-    output: str = "KEYS"  # KEYS | RIG
+    output: str = "KEYS"  # KEYS | RIG | POINTS
+    points: int = 0  # of a cloud
     places: tuple[tuple[float, ...], ...] = ()  # world matrices of the objects, row by row, when they were looked at
     below: bool = False  # the meshes below the modifiers are animated, which then act on what moves
     take: str = ""  # the group of the take that becomes the output; empty: a new take
@@ -68,6 +69,7 @@ class CaptureTask:
     fps: float
     appearance: str
     front: float
+    size: int = 0  # pixels of the four views where nothing else is wanted; 0: all that a job needs
 
     @classmethod
     def load(cls, job: Path) -> CaptureTask:

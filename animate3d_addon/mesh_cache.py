@@ -15,7 +15,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, compat, takes
+from . import bake, compat, take_data, takes
 from .shared import protocol
 
 HEADER = struct.Struct("<12siiffi")  # magic, version, points, first frame, frames per sample, samples
@@ -29,11 +29,11 @@ def push(obj: bpy.types.Object, folder: Path) -> list[Path]:
     Raises:
         UserError: a file can't be written; then nothing is changed.
     """
-    found = list(takes.members(obj.animate3d.active))
+    found = list(take_data.members(obj.animate3d.active))
     for each, index in found:
-        error = takes.fault(each)
+        error = take_data.fault(each)
         if error is not None or each.animate3d.takes[index].output != "KEYS":
-            raise error or protocol.UserError("An armature needs no cache.", "Let the take be shape keys first.")
+            raise error or protocol.UserError("Only shape keys go into a cache.", "Let the take be shape keys first.")
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def _free_path(folder: Path, name: str) -> Path:
 
 def _write(obj: bpy.types.Object, take: takes.Take, path: Path) -> None:
     """The positions [S, V, 3] of one round, whole or not at all."""
-    moves, timing = takes.offsets(take, obj), take.timing
+    moves, timing = take_data.offsets(take, obj), take.timing
     rest = np.empty((len(obj.data.vertices), 3), np.float32)
     keys = obj.data.shape_keys
     (keys.reference_key.points if keys is not None else obj.data.vertices).foreach_get("co", rest.ravel())

@@ -22,6 +22,14 @@ TRANSFORM = (
 WELD_TOLERANCE = 1e-6  # of the size: float32 coordinates hold no more
 
 
+class Mendable(protocol.UserError):
+    """What a button can mend (`mends.MENDS`)."""
+
+    def __init__(self, message: str, hint: str, mend: str) -> None:
+        super().__init__(message, hint)
+        self.mend = mend
+
+
 @dataclass(frozen=True)
 class Piece:
     """One object as it looks at a frame, with modifiers, shape keys and pose."""
@@ -45,14 +53,16 @@ def mesh_like(objects: Sequence[bpy.types.Object]) -> list[bpy.types.Object]:
     if found:
         return found
     if not objects:
-        raise protocol.UserError("Nothing is selected.", "Select the object that shall move.")
+        raise Mendable("Nothing is selected.", "Select the object that shall move.", "SELECT")
     obj = objects[0]
     if obj.type == "EMPTY" and obj.instance_collection is not None:
-        raise protocol.UserError(
+        raise Mendable(
             f"“{obj.name}” is a collection instance, which has no mesh of its own.",
             "Use Object > Apply > Make Instances Real and select the meshes.",
+            "REAL",
         )
-    raise protocol.UserError(f"“{obj.name}” has no mesh: it is {_a_type(obj)}.", "Select a mesh, curve or text object.")
+    message = f"“{obj.name}” has no mesh: it is {_a_type(obj)}."
+    raise Mendable(message, "Select a mesh, curve or text object.", "SELECT")
 
 
 def _a_type(obj: bpy.types.Object) -> str:

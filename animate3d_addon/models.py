@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import sys
@@ -12,6 +13,8 @@ from .shared import protocol
 
 SOURCE = Path(__file__).resolve().parent.parent  # the folder that holds `backend` and `weights`
 CARD = "model.json"
+NAMES = ("starter", "animate3d")
+ROOM_FOR_RELEASED = 5.5  # GiB that a card must have: those that are sold as 6 GB do; the mode `low` needs less than 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def folder_of(weights: str, home: Path) -> Path:
     Args:
         home: where models that the user fetched lie; the starter model lies in there or beside the add-on.
     """
-    if weights not in ("starter", "animate3d"):
+    if weights not in NAMES:
         return Path(weights)
     comes_along = weights == "starter" and not (home / weights / CARD).is_file()
     return SOURCE / "weights" / weights if comes_along else home / weights
@@ -38,6 +41,34 @@ def folder_of(weights: str, home: Path) -> Path:
 
 def is_installed(weights: str, home: Path) -> bool:
     return (folder_of(weights, home) / CARD).is_file()
+
+
+def default(device: str, home: Path) -> str:
+    """The best model that is installed and that this machine can run in good time: a name of `NAMES`.
+
+    Args:
+        device: the setting `auto | cpu | cuda | mps`. Apple's GPUs count as too slow: nobody has tried.
+    """
+    able = device in ("auto", "cuda") and is_installed("animate3d", home) and gpu_memory_gb() >= ROOM_FOR_RELEASED
+    return "animate3d" if able else "starter"
+
+
+@functools.cache
+def gpu_memory_gb() -> float:
+    """Memory of the largest NVIDIA GPU in GiB, 0 without one; asked of its driver, before any backend runs."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count, device, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return 0.0
+        sizes = [0]
+        for index in range(count.value):
+            if not driver.cuDeviceGet(ctypes.byref(device), index):
+                driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+                sizes.append(size.value)
+    except (OSError, AttributeError):
+        return 0.0
+    return max(sizes) / 1024**3
 
 
 def card(weights: str, home: Path) -> ModelCard:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
 
-from . import meshes, places, prompts, properties, results, splat_frames, splat_output, splats, watch
+from . import meshes, places, prompts, properties, results, watch
 from .jobs import Job
+from .look import Look
 from .shared import protocol
-from .timing import Timing
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
 OPTIONS = (
@@ -27,6 +26,7 @@ OPTIONS = (
     "strength",
     "front",
     "output",
+    "points",
     "below",
 )
 
@@ -61,7 +61,12 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     weights: EnumProperty(
         name="Model",
         description="The video model that imagines the motion",
-        items=[("starter", "Starter", ""), ("animate3d", "Animate3D", ""), ("own", "Own Model", "")],
+        items=[
+            ("auto", "Automatic", ""),
+            ("starter", "Starter", ""),
+            ("animate3d", "Animate3D", ""),
+            ("own", "Own Model", ""),
+        ],
         options={"SKIP_SAVE"},
     )
     frames: IntProperty(name="Frames", description="Frames of the motion", default=16, options={"SKIP_SAVE"})
@@ -84,6 +89,9 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     )
     output: EnumProperty(
         name="Output", description="What the motion becomes", items=properties.OUTPUT_ITEMS, options={"SKIP_SAVE"}
+    )
+    points: IntProperty(
+        name="Points", description="How many points a cloud of points gets", options={"SKIP_SAVE"}, **properties.POINTS
     )
     below: BoolProperty(
         name="Below Modifiers", description="Animate the mesh below its modifiers", options={"SKIP_SAVE"}
@@ -117,6 +125,8 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
         return {"CANCELLED"}  # nothing in the file has changed: no undo step
 
     def _take_options(self, context: bpy.types.Context) -> None:
+        if self.properties.is_property_set("prompt"):
+            protocol.clean_prompt(self.prompt)  # the scene's would be cut short without a word
         for name in OPTIONS:
             if self.properties.is_property_set(name):
                 setattr(context.scene.animate3d, name, getattr(self, name))
@@ -168,7 +178,7 @@ def enqueue(context: bpy.types.Context) -> Job:
     return job
 
 
-class _OfJob:
+class OfJob:
     """An operator on one job of the list."""
 
     job: StringProperty(name="Job", description="The name of the job's folder", options={"SKIP_SAVE"})
@@ -180,7 +190,7 @@ class _OfJob:
         return found
 
 
-class ANIMATE3D_OT_cancel(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_cancel(OfJob, bpy.types.Operator):
     """Stop this job. What it has done so far is kept, and it can go on later"""
 
     bl_idname = "animate3d.cancel"
@@ -193,7 +203,7 @@ class ANIMATE3D_OT_cancel(_OfJob, bpy.types.Operator):
         watch.redraw()
 
 
-class ANIMATE3D_OT_apply_job(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_apply_job(OfJob, bpy.types.Operator):
     """Put this finished motion onto its object, as a new take"""
 
     bl_idname = "animate3d.apply_job"
@@ -221,7 +231,7 @@ def apply(job: Job, objects: list[bpy.types.Object] | None = None) -> None:
     job.become("applied")
 
 
-class ANIMATE3D_OT_run_again(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_run_again(OfJob, bpy.types.Operator):
     """Start this job again. It goes on where it stopped"""
 
     bl_idname = "animate3d.run_again"
@@ -234,7 +244,7 @@ class ANIMATE3D_OT_run_again(_OfJob, bpy.types.Operator):
         watch.redraw()
 
 
-class ANIMATE3D_OT_remove_job(_OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_remove_job(OfJob, bpy.types.Operator):
     """Delete this job and its files. Motions that were applied stay"""
 
     bl_idname = "animate3d.remove_job"
@@ -284,72 +294,37 @@ class ANIMATE3D_OT_copy_applied(bpy.types.Operator):
         results.copy_with_modifiers_applied(meshes.mesh_like(context.selected_objects), context)
 
 
-class ANIMATE3D_OT_import_splats(bpy.types.Operator):
-    """Import a .ply file of Gaussian splats as points that can be animated"""
+class ANIMATE3D_OT_look(bpy.types.Operator):
+    """Render the four views that the model would see, small: whether the front is the front, before the long work"""
 
-    bl_idname = "animate3d.import_splats"
-    bl_label = "Import Gaussian Splats"
-    bl_options = {"UNDO"}  # noqa: RUF012
-
-    filepath: StringProperty(name="File", description="A 3DGS .ply file", subtype="FILE_PATH", options={"SKIP_SAVE"})
-    filter_glob: StringProperty(
-        name="Filter", description="Files that are listed", default="*.ply", options={"HIDDEN", "SKIP_SAVE"}
-    )
-    up: EnumProperty(
-        name="Up",
-        description="Where the top is in the file",
-        items=[
-            ("y-down", "−Y", "As photogrammetry and the first 3DGS programs write it"),
-            ("y", "+Y", "As many viewers and converters write it"),
-            ("z", "+Z", "As Blender has it"),
-        ],
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
+    bl_idname = "animate3d.look"
+    bl_label = "Look"
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        obj = splats.load(Path(bpy.path.abspath(self.filepath)), self.up)
-        for other in context.selected_objects:
-            other.select_set(other == obj)
-        context.view_layer.objects.active = obj
+        objects = results.chosen_objects(context)
+        job = results.new_look(context, objects, places.home() / "look")
+        try:
+            if bpy.app.binary_path:
+                watch.show_look(Look.start(job, watch.capture_command(job)))
+            else:
+                results.look_here(job, objects)
+                watch.show_look(Look(job, None, is_done=True))
+        except protocol.UserError:
+            job.remove()
+            raise
 
 
-class ANIMATE3D_OT_save_frames(_OfJob, bpy.types.Operator):
-    """Save the moving Gaussians as complete .ply files, one for each frame, into a folder, and play them here"""
+class ANIMATE3D_OT_close_look(bpy.types.Operator):
+    """Put the four views away"""
 
-    bl_idname = "animate3d.save_frames"
-    bl_label = "Save Splat Frames"
-    bl_options = {"UNDO"}  # noqa: RUF012
+    bl_idname = "animate3d.close_look"
+    bl_label = "Close"
+    bl_options = {"INTERNAL"}  # noqa: RUF012
 
-    directory: StringProperty(
-        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
-    )
-
-    play: BoolProperty(
-        name="Play Them",
-        description="Also add an object that shows the files on the timeline, turned Gaussians included (Blender 4.5)",
-        default=False,
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
-    @told
-    def execute(self, context: bpy.types.Context) -> None:
-        job = self.find()
-        if job.state not in ("ready", "applied") or not (job.folder / "frames").is_dir():
-            raise protocol.UserError("This job has no frames.", "Only Gaussian splats have them, when they are done.")
-        folder = Path(bpy.path.abspath(self.directory))
-        folder.mkdir(parents=True, exist_ok=True)
-        splat_output.export(job.folder, str(folder), job.settings.frames, keep=True)
-        if self.play:
-            timing = Timing(job.settings.frames, start=job.plan.start, step=job.plan.step)
-            splat_frames.play(folder, timing, results.find_objects(job.plan)[0], f"{job.plan.objects[0]} frames")
-        self.report({"INFO"}, f"{job.settings.frames} files are in {folder}.")
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        watch.show_look(None)
+        return {"FINISHED"}
 
 
 class ANIMATE3D_OT_open_preferences(bpy.types.Operator):
@@ -376,7 +351,7 @@ CLASSES = (
     ANIMATE3D_OT_dice,
     ANIMATE3D_OT_use_prompt,
     ANIMATE3D_OT_copy_applied,
-    ANIMATE3D_OT_import_splats,
-    ANIMATE3D_OT_save_frames,
+    ANIMATE3D_OT_look,
+    ANIMATE3D_OT_close_look,
     ANIMATE3D_OT_open_preferences,
 )

@@ -44,7 +44,7 @@ def backend_environment() -> dict[str, str]:
     found = {"ANIMATE3D_WEIGHTS": str(weights())}
     if not _is_checkout():
         found["NUMBA_CACHE_DIR"] = str(home() / "numba")
-        found["PYTHONPYCACHEPREFIX"] = str(home() / "pycache")
+        found["PYTHONDONTWRITEBYTECODE"] = "1"  # a cache elsewhere would hold a copy of all of torch, made in seconds
     return found
 
 

@@ -16,7 +16,8 @@ class Choices:
     """The preferences as plain values; the defaults where the add-on runs from a script."""
 
     device: str = "auto"
-    low_memory: bool = False
+    memory: str = "auto"
+    compile: bool = False
     python: str = ""
     weights_folder: str = ""
     cache: str = ""
@@ -47,9 +48,21 @@ class ANIMATE3D_AddonPreferences(bpy.types.AddonPreferences):
         ],
         default="auto",
     )
-    low_memory: BoolProperty(
-        name="Save Memory",
-        description="Needs less memory and is a little slower; turned on for a job by itself where memory runs out",
+    memory: EnumProperty(
+        name="Memory",
+        description="How much memory the video model may use. Where it runs out, the job is tried once more with less",
+        items=[
+            ("auto", "Automatic", "Whatever fits into the memory that is free when the model is loaded"),
+            ("fast", "Fast", "Everything stays loaded; the released model needs 8.5 GB of a graphics card"),
+            ("balanced", "Balanced", "What has nothing to do waits outside of the graphics card: 6 GB"),
+            ("low", "Low", "With and without the prompt one after the other: 5 GB, and somewhat slower"),
+        ],
+        default="auto",
+    )
+    compile: BoolProperty(
+        name="Compile",
+        description="Let PyTorch compile the video model: the first job takes minutes longer, the next ones less time. "
+        "Needs a C++ compiler",
         default=False,
     )
     python: StringProperty(

@@ -12,14 +12,17 @@ import numpy as np
 from .shared import protocol
 
 FRAMES_PER_SECOND = 8.0  # the video models'
+PATIENCE = 1.0  # seconds without a drawing after which a video stands still
+MOST_VIEWS = 3  # sets of four views that are kept
 GREY = 128
 SIZE = 256  # pixels; small models' pictures are enlarged to about this
 
 _icons: bpy.utils.previews.ImagePreviewCollection | None = None
+_views: dict[tuple[str, int], bpy.utils.previews.ImagePreviewCollection] = {}  # by folder and number of pictures
 _shown: tuple[str, float] = ("", 0.0)  # the job's folder and when its video was written
 _frames: list[int] = []  # icon numbers
 _current = 0
-_playing = False
+_playing_until = 0.0
 
 
 def icon(job: Path) -> int:
@@ -28,14 +31,28 @@ def icon(job: Path) -> int:
     return _frames[_current % len(_frames)] if _frames else 0
 
 
-def play(is_playing: bool) -> None:
-    """Lets the frames follow each other, or holds the one that is on."""
-    global _playing
-    _playing = is_playing
+def views(job: Path) -> list[int]:
+    """The icons of the four views that were captured of an object; none where they aren't there."""
+    paths = [protocol.Subject.image_path(job, kind, index) for kind in ("condition", "position") for index in range(4)]
+    paths = [path for path in paths if path.is_file()][:4]
+    key = (str(job), len(paths))
+    if key not in _views:
+        while len(_views) >= MOST_VIEWS:
+            bpy.utils.previews.remove(_views.pop(next(iter(_views))))
+        _views[key] = bpy.utils.previews.new()
+        for path in paths:
+            _views[key].load(path.name, str(path), "IMAGE")  # reads the file when it is drawn
+    return [each.icon_id for each in _views[key].values()]
+
+
+def play() -> None:
+    """Lets the frames follow each other for as long as this is called, by what draws them, again and again."""
+    global _playing_until
+    _playing_until = time.monotonic() + PATIENCE
 
 
 def is_playing() -> bool:
-    return _playing and len(_frames) > 1
+    return time.monotonic() < _playing_until and len(_frames) > 1
 
 
 def advance() -> bool:
@@ -50,6 +67,12 @@ def advance() -> bool:
 
 def clear() -> None:
     """Lets go of all pictures."""
+    while _views:
+        bpy.utils.previews.remove(_views.popitem()[1])
+    _clear_video()
+
+
+def _clear_video() -> None:
     global _icons, _shown
     if _icons is not None:
         bpy.utils.previews.remove(_icons)
@@ -60,18 +83,19 @@ def clear() -> None:
 
 def _load(job: Path) -> None:
     global _icons, _shown, _current
+    forming = protocol.Video.path(job, forming=True).exists()
     try:
-        seen = (str(job), (job / "video" / "video.npz").stat().st_mtime)
+        seen = (str(job), protocol.Video.path(job, forming).stat().st_mtime)
     except OSError:
         seen = (str(job), 0.0)
     if seen == _shown:
         return
-    clear()
+    _clear_video()
     _shown, _current = seen, 0
     if not seen[1]:
         return
     try:
-        sheets = contact_sheets(protocol.Video.load(job).frames)
+        sheets = contact_sheets(protocol.Video.load(job, forming).frames)
     except (protocol.UserError, ValueError):
         return  # half gone; the job itself will say so
     _icons = bpy.utils.previews.new()
@@ -86,6 +110,8 @@ def _load(job: Path) -> None:
 
 def contact_sheets(frames: np.ndarray) -> np.ndarray:
     """[4, F, H, W, C] uint8 to [F, S, S, 3] uint8: views 0 and 1 above 2 and 3, over grey where there is alpha."""
+    step = max(1, 2 * frames.shape[2] // SIZE)  # first of all: large videos would hold up the window
+    frames = frames[:, :, ::step, ::step]
     rgb = frames[..., :3].astype(np.float32)
     if frames.shape[-1] == 4:
         alpha = frames[..., 3:].astype(np.float32) / 255.0
@@ -93,5 +119,5 @@ def contact_sheets(frames: np.ndarray) -> np.ndarray:
     _, count, height, width, _ = rgb.shape
     grid = rgb.reshape(2, 2, count, height, width, 3).transpose(2, 0, 3, 1, 4, 5)
     sheets = np.round(grid.reshape(count, 2 * height, 2 * width, 3)).astype(np.uint8)
-    scale, step = max(1, SIZE // (2 * height)), max(1, 2 * height // SIZE)
-    return sheets[:, ::step, ::step].repeat(scale, axis=1).repeat(scale, axis=2)
+    scale = max(1, SIZE // (2 * height))
+    return sheets.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -19,7 +19,7 @@ from bpy.props import (
 
 from . import models, places, prompts
 from .preferences import choices
-from .shared import protocol
+from .shared import protocol, understand
 from .timing import Timing
 
 FRONTS = {"NEG_Y": 0.0, "POS_X": 90.0, "POS_Y": 180.0, "NEG_X": 270.0}  # degrees from -Y, counterclockwise
@@ -34,7 +34,9 @@ LOOP_ITEMS = [
 OUTPUT_ITEMS = [
     ("KEYS", "Shape Keys", "Exact, for every kind of motion; exports as morph targets"),
     ("RIG", "Rig", "An armature with a skin: smaller, to be edited by hand, as game engines like it"),
+    ("POINTS", "Points", "Coloured points on the surface, Gaussians with all their numbers: for effects and splats"),
 ]
+POINTS = {"default": 20_000, "min": 100, "max": 2_000_000, "soft_max": 200_000}
 
 
 def suggestions(self: Settings, context: bpy.types.Context, text: str) -> Iterator[str]:
@@ -51,6 +53,15 @@ def examples(settings: Settings, context: bpy.types.Context) -> list[str]:
     except protocol.UserError:
         return []
     return models.example_prompts(card)
+
+
+def notice(settings: Settings) -> str:
+    """What the chosen model makes of the prompt where it does not know what is asked for; empty where it does."""
+    try:
+        card, prompt = models.card(settings.weights_name(), places.weights()), protocol.clean_prompt(settings.prompt)
+    except protocol.UserError:
+        return ""
+    return understand(prompt, card.motions).notice
 
 
 class Settings(bpy.types.PropertyGroup):
@@ -77,11 +88,16 @@ class Settings(bpy.types.PropertyGroup):
         name="Model",
         description="The video model that imagines the motion",
         items=[
+            (
+                "auto",
+                "Automatic",
+                "Animate3D where it is installed and a graphics card has room for it, else the starter",
+            ),
             ("starter", "Starter", "Comes along: small and quick, knows a few motions"),
             ("animate3d", "Animate3D", "The released model, for any sentence; needs a graphics card and a download"),
             ("own", "Own Model", "The model folder in the preferences"),
         ],
-        default="starter",
+        default="auto",
     )
     frames: IntProperty(
         name="Frames",
@@ -128,10 +144,11 @@ class Settings(bpy.types.PropertyGroup):
 
     output: EnumProperty(
         name="Output",
-        description="What the motion becomes. A take can be turned into the other later",
+        description="What the motion becomes. A take can be turned into another later",
         items=OUTPUT_ITEMS,
         default="KEYS",
     )
+    points: IntProperty(name="Points", description="How many points a cloud of points gets", **POINTS)
 
     below: BoolProperty(
         name="Below Modifiers",
@@ -142,6 +159,8 @@ class Settings(bpy.types.PropertyGroup):
 
     def weights_name(self) -> str:
         """The chosen weights, in the words of a job: a model's name, or a folder."""
+        if self.weights == "auto":
+            return models.default(choices().device, places.weights())
         return (bpy.path.abspath(choices().weights_folder) or "own") if self.weights == "own" else self.weights
 
     def job_settings(self) -> protocol.JobSettings:
@@ -154,7 +173,8 @@ class Settings(bpy.types.PropertyGroup):
             frames=self.frames,
             device=chosen.device,
             weights=self.weights_name(),
-            memory="low" if chosen.low_memory else "auto",
+            memory=chosen.memory,
+            compile=chosen.compile,
             rig=self.output == "RIG",
         )
 
@@ -163,6 +183,12 @@ def _retime(self: Take, context: bpy.types.Context) -> None:
     from . import takes
 
     takes.retime(self)
+
+
+def _recount(self: Take, context: bpy.types.Context) -> None:
+    from . import takes
+
+    takes.recount(self)
 
 
 class Take(bpy.types.PropertyGroup):
@@ -180,6 +206,8 @@ class Take(bpy.types.PropertyGroup):
         description="Where the armature is, seen from the object, while it is put aside",
         size=16,
     )
+    cloud: PointerProperty(name="Cloud", description="The points of a take that is a cloud", type=bpy.types.Object)
+    count: IntProperty(name="Points", description="How many points the cloud has", update=_recount, **POINTS)
     frames: IntProperty(name="Frames", description="Frames of the motion, the rest pose included", default=16, min=2)
     group: StringProperty(name="Group", description="The same for all objects that were animated together")
     member: IntProperty(name="Member", description="Which of the objects that were animated together")
@@ -263,6 +291,15 @@ class ObjectTakes(bpy.types.PropertyGroup):
         update=_show,
     )
     keys: CollectionProperty(name="Keys", description="The shape keys that hold the shown take", type=KeyName)
+    owner: PointerProperty(
+        name="Owner", description="The object of the take that this cloud of points belongs to", type=bpy.types.Object
+    )
+    surface: StringProperty(
+        name="Surface", description="How the object was drawn before its points were; empty: it is drawn so"
+    )
+    surface_hidden: BoolProperty(
+        name="Surface Hidden", description="Whether the object was hidden from renders before its points were shown"
+    )
     made_basis: BoolProperty(
         name="Made Basis", description="Whether the object had no shape keys before", default=False
     )

@@ -11,8 +11,22 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, capture, compat, meshes, models, places, splats, take_rigs, takes
-from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan
+from . import (
+    bake,
+    bake_rig,
+    capture,
+    compat,
+    look,
+    meshes,
+    models,
+    places,
+    splats,
+    take_data,
+    take_points,
+    take_rigs,
+    takes,
+)
+from .jobs import CAPTURE, COPY, CaptureTask, Job, Plan, load_all
 from .properties import FRONTS, Settings
 from .shared import protocol
 from .timing import Timing
@@ -35,17 +49,16 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     selected = list(context.selected_objects)
     if not selected and context.active_object is not None and context.active_object.mode != "OBJECT":
         selected = [context.active_object]
-    objects = meshes.mesh_like(selected)
+    objects = meshes.mesh_like(list(dict.fromkeys(map(take_data.of, selected))))
     if any(map(splats.is_splats, objects)):
         return _only_splats(objects, context.scene.animate3d.output)
     for obj in objects:
         bake.check_object(obj, bake.BakeSettings())
         if not context.scene.animate3d.below:
             _check_modifiers(obj, context)
-    if context.scene.animate3d.output == "RIG":
-        with takes.at_rest(objects):
-            for obj in objects:
-                bake_rig.check_free(obj)
+    check = {"RIG": bake_rig.check_free, "POINTS": take_points.check_free}.get(context.scene.animate3d.output)
+    for obj in objects if check is not None else ():
+        check(obj, takes.our_modifiers(obj))
     return objects
 
 
@@ -53,6 +66,8 @@ def _only_splats(objects: Sequence[bpy.types.Object], output: str) -> list[bpy.t
     """Raises `UserError` where something else is selected too, or Gaussians shall hang on bones."""
     if len(objects) > 1:
         raise protocol.UserError("Gaussian splats are animated one by one.", "Select one of them alone.")
+    if output == "POINTS":
+        take_points.check_free(objects[0])
     if output == "RIG":
         raise protocol.UserError("Gaussian splats can't hang on an armature.", "Choose “Shape Keys” as the output.")
     bake.check_object(objects[0], bake.BakeSettings())
@@ -108,11 +123,26 @@ def copy_with_modifiers_applied(objects: Sequence[bpy.types.Object], context: bp
 
 def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
     """A job for the objects with the scene's settings, not captured yet. Raises `UserError`."""
+    settings = context.scene.animate3d.job_settings()
+    models.card(settings.weights, places.weights())
+    return Job.create(root, settings, _plan(context, objects))
+
+
+def new_look(context: bpy.types.Context, objects: Sequence[bpy.types.Object], root: Path) -> Job:
+    """What a background Blender needs to look at the objects once; no job of the list. Raises `UserError`."""
+    if splats.is_splats(objects[0]):
+        raise protocol.UserError("Gaussian splats are looked at by the backend.", "Start the job to see them.")
+    for old in load_all(root):  # of a Blender that was killed
+        old.remove()
+    job = Job.create(root, protocol.JobSettings("look"), _plan(context, objects))
+    write_copy(job, objects, context.scene, size=look.SIZE)
+    return job
+
+
+def _plan(context: bpy.types.Context, objects: Sequence[bpy.types.Object]) -> Plan:
     scene = context.scene
     own: Settings = scene.animate3d
-    settings = own.job_settings()
-    models.card(settings.weights, places.weights())
-    plan = Plan(
+    return Plan(
         objects=tuple(obj.name for obj in objects),
         uids=tuple(compat.session_uid(obj) for obj in objects),
         session=_session,
@@ -124,16 +154,17 @@ def new_job(context: bpy.types.Context, objects: Sequence[bpy.types.Object], roo
         loop=own.loop,
         strength=own.strength,
         output=own.output,
+        points=own.points if own.output == "POINTS" else 0,
         below=_below(objects, context),
         places=tuple(tuple(np.array(obj.matrix_world).ravel().tolist()) for obj in objects),
     )
-    return Job.create(root, settings, plan)
 
 
-def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene) -> None:
+def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene, size: int = 0) -> None:
     """Puts copies of the objects, and what they need, into a file of the job's: all that a background Blender sees.
 
-    The copies leave the takes behind, which may be large. Raises `UserError` where the file can't be written.
+    The copies leave the takes behind, which may be large. With a `size` nothing but the four views is wanted. Raises
+    `UserError` where the file can't be written.
     """
     if splats.is_splats(objects[0]):
         _write_splats(job, objects[0])
@@ -159,6 +190,7 @@ def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.S
             fps=scene.render.fps / scene.render.fps_base,
             appearance=_appearance(job),
             front=job.plan.front,
+            size=size,
         )
         protocol.write_json(job.folder / CAPTURE, asdict(task))
     except (OSError, RuntimeError) as error:
@@ -192,6 +224,12 @@ def capture_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
     settings = capture.CaptureSettings(appearance=_appearance(job), front=job.plan.front)
     with _looked_at(objects, job.plan.below):
         capture.capture(objects, job.folder, settings)
+
+
+def look_here(job: Job, objects: Sequence[bpy.types.Object]) -> None:
+    """Renders the four views in this process, which waits for it: where there is no Blender to start."""
+    with _looked_at(objects, job.plan.below):
+        capture.capture(objects, job.folder, capture.four_views(look.SIZE, job.plan.front))
 
 
 def _appearance(job: Job) -> str:
@@ -245,7 +283,7 @@ def apply(job: Job, objects: Sequence[bpy.types.Object] | None = None) -> list[b
     timing = Timing(len(motion.offsets), start=plan.start, step=plan.step, strength=plan.strength, loop=plan.loop)
     seed, folder = job.settings.seed, str(job.folder)
     with _looked_at(objects, plan.below):
-        return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where)
+        return takes.add(objects, subject, motion, timing, job.title, frame, folder, seed, rig, where, plan.points)
 
 
 def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[bpy.types.Object]:
@@ -260,7 +298,7 @@ def _apply_splats(job: Job, objects: Sequence[bpy.types.Object] | None) -> list[
 
 def plan_rig(job: Job, obj: bpy.types.Object) -> None:
     """Changes a job that is done so that its next run makes an armature of an object's active take."""
-    objects = takes.together(obj)
+    objects = take_data.together(obj)
     job.settings = replace(job.settings, rig=True)
     job.settings.save(job.folder)
     job.plan = replace(

@@ -20,6 +20,8 @@ FILE = "frame_{n:04}.ply"  # as `splat_output.frame_path` names them; Blender's 
 def play(folder: Path, timing: Timing, like: bpy.types.Object, name: str) -> bpy.types.Object:
     """An object that shows the frames of a folder, standing as the object `like` does. Returns it.
 
+    Where the timing repeats, the last frame of the folder is the first one again.
+
     Raises:
         UserError: this Blender can't read .ply files in nodes.
     """
@@ -62,7 +64,9 @@ class _Nodes:
     def _path(self, folder: Path, timing: Timing) -> bpy.types.NodeSocket:
         now = self._node("GeometryNodeInputSceneTime").outputs["Frame"]
         place = self._math("DIVIDE", self._math("SUBTRACT", now, timing.start), timing.step)
-        place = self._math("MINIMUM", self._math("MAXIMUM", place, 0.0), timing.frames - 1.0)
+        place = self._math("MAXIMUM", place, 0.0)
+        last = timing.frames - 1.0
+        place = self._math("MODULO", place, last) if timing.repeats else self._math("MINIMUM", place, last)
         whole = self._node("FunctionNodeFloatToInt")
         whole.rounding_mode = "FLOOR"
         self._link(self._math("ADD", place, 1.001), whole.inputs[0])  # a frame that is due is not missed by rounding

@@ -7,6 +7,7 @@ Gaussians turn as well, can be saved as .ply files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def load(path: Path, up: str = "z") -> bpy.types.Object:
         raise precheck.damaged(path, "its Gaussians can't be read")
     (obj,) = found
     obj.matrix_world = Matrix(np.linalg.inv(protocol.SplatSource(up).upright).tolist())
-    _make_visible(obj)
+    make_visible(obj)
     return obj
 
 
@@ -70,12 +71,19 @@ def write(obj: bpy.types.Object, path: Path) -> None:
     table[:, :3] = _values(_rest(mesh), "co", count, 3)
     for column, name in enumerate(names, start=3):
         table[:, column] = _values(mesh.attributes[name].data, "value", count, 1)[:, 0]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    lines += [f"property float {name}" for name in ("x", "y", "z", *names)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    write_table(path, ("x", "y", "z", *names), table)
+
+
+def write_table(path: Path, names: Sequence[str], table: np.ndarray) -> None:
+    """A binary 3DGS .ply file of Gaussians [N, K], whole or not at all. Raises `OSError`."""
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    lines += [f"property float {name}" for name in names]
+    part = path.with_name(f".{path.stem}.part.ply")
+    with part.open("wb") as file:
         file.write("\n".join([*lines, "end_header", ""]).encode("ascii"))
-        file.write(table.tobytes())
+        file.write(np.ascontiguousarray(table, "<f4").tobytes())
+    os.replace(part, path)
 
 
 def up_of(obj: bpy.types.Object) -> str:
@@ -126,7 +134,7 @@ def _values(collection: Sequence, name: str, count: int, width: int) -> np.ndarr
     return flat.reshape(count, width)
 
 
-def _make_visible(obj: bpy.types.Object) -> None:
+def make_visible(obj: bpy.types.Object) -> None:
     """A colour and a radius for each point, and nodes that make balls of them."""
     mesh = obj.data
     count = len(mesh.vertices)
@@ -151,17 +159,19 @@ def _nodes() -> bpy.types.GeometryNodeTree:
     group.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
     first, last = group.nodes.new("NodeGroupInput"), group.nodes.new("NodeGroupOutput")
     points, paint = group.nodes.new("GeometryNodeMeshToPoints"), group.nodes.new("GeometryNodeSetMaterial")
-    radius = group.nodes.new("GeometryNodeInputNamedAttribute")
+    radius, both = group.nodes.new("GeometryNodeInputNamedAttribute"), group.nodes.new("GeometryNodeJoinGeometry")
     radius.inputs["Name"].default_value = RADIUS
     paint.inputs["Material"].default_value = material()
     for source, target in (
         (first.outputs[0], points.inputs[0]),
         (radius.outputs[0], points.inputs["Radius"]),
         (points.outputs[0], paint.inputs[0]),
-        (paint.outputs[0], last.inputs[0]),
+        (first.outputs[0], both.inputs[0]),  # nobody sees vertices, but exporters do
+        (paint.outputs[0], both.inputs[0]),
+        (both.outputs[0], last.inputs[0]),
     ):
         group.links.new(source, target)
-    for place, node in enumerate((first, radius, points, paint, last)):
+    for place, node in enumerate((first, radius, points, paint, both, last)):
         node.location.x = 200.0 * place
     return group
 

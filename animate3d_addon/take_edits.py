@@ -6,7 +6,7 @@ import uuid
 
 import bpy
 
-from . import bake, compat, take_rigs, takes
+from . import bake, compat, take_data, take_points, take_rigs, takes
 from .properties import ObjectTakes
 
 
@@ -14,28 +14,29 @@ def duplicate(obj: bpy.types.Object) -> None:
     """Another take of the same motion, to be timed in another way."""
     group = uuid.uuid4().hex
     rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         copy = own.takes.add()
         take = own.takes[index]  # only now: adding moves the others in memory
         with takes.quietly():
-            for field in ("offsets", "frames", "member", "job", "prompt", "seed", "output", *takes.TIMING):
+            for field in ("offsets", "frames", "member", "job", "prompt", "seed", "output", "count", *takes.TIMING):
                 setattr(copy, field, getattr(take, field))
             copy.name, copy.group, copy.rig = takes.unused_name(own, take.name), group, rig
             copy.rig_place = take_rigs.place_of(each, take)
+            copy.cloud = take.cloud and take_points.duplicate(take.cloud, each)
             own.active_index = len(own.takes) - 1
         takes.show(each)
 
 
 def push_to_nla(obj: bpy.types.Object) -> None:
-    """The shown take as plain shape keys, or as an armature of its own, with a strip on an NLA track.
+    """The shown take as plain shape keys, or as an armature or points of its own, with a strip on an NLA track.
 
     Other takes can be added to it.
     """
-    if obj.animate3d.active.output == "RIG":
-        _push_rig(obj)
+    if obj.animate3d.active.output != "KEYS":
+        {"RIG": _push_rig, "POINTS": _push_points}[obj.animate3d.active.output](obj)
         return
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         own: ObjectTakes = each.animate3d
         take = own.takes[index]
         keys, timing, name = takes.our_keys(each), take.timing, take.name
@@ -64,10 +65,19 @@ def _push_rig(obj: bpy.types.Object) -> None:
     compat.push_down(armature, action, name, start)
     armature.animation_data.action = None
     with takes.quietly():
-        for each, index in list(takes.members(take)):
+        for each, index in list(take_data.members(take)):
             other = each.animate3d.takes[index]
             other.rig, other.output = None, "KEYS"
             each.animate3d.active_index = -1
+
+
+def _push_points(obj: bpy.types.Object) -> None:
+    """The points of the shown take become the user's; the surface stays hidden behind them."""
+    for each, index in list(take_data.members(obj.animate3d.active)):
+        take = each.animate3d.takes[index]
+        take_points.push_to_nla(take)
+        with takes.quietly():
+            take.output, each.animate3d.active_index = "KEYS", -1
 
 
 def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
@@ -75,7 +85,7 @@ def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
     copies = []
     group = uuid.uuid4().hex
     rig = obj.animate3d.active.rig and take_rigs.duplicate(obj.animate3d.active.rig)
-    for each, index in list(takes.members(obj.animate3d.active)):
+    for each, index in list(take_data.members(obj.animate3d.active)):
         copy = each.copy()
         copy.data = each.data.copy()
         copy.name = f"{each.name} {each.animate3d.takes[index].name}"
@@ -86,10 +96,19 @@ def to_copy(obj: bpy.types.Object) -> list[bpy.types.Object]:
             for other in reversed(range(len(own.takes))):
                 if other != index:
                     own.takes.remove(other)
-            own.takes[0].group, own.active_index = group, 0
+            own.takes[0].group, own.active_index, own.surface = group, 0, ""
+            cloud = own.takes[0].cloud
+            own.takes[0].cloud = cloud and take_points.duplicate(cloud, copy)
+            copy.display_type, copy.hide_render = _as_surface(each)
             if rig is not None:
                 take_rigs.exchange(copy, own.takes[0], rig, take_rigs.place_of(each, each.animate3d.takes[index]))
         compat.own_action(copy.data.shape_keys)
         takes.show(copy)
         copies.append(copy)
     return copies
+
+
+def _as_surface(obj: bpy.types.Object) -> tuple[str, bool]:
+    """How an object is drawn, and whether renders leave it out, where its points are not shown."""
+    own: ObjectTakes = obj.animate3d
+    return (own.surface, own.surface_hidden) if own.surface else (obj.display_type, obj.hide_render)

@@ -5,12 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import bpy
-from bpy.props import EnumProperty, StringProperty
+from bpy.props import BoolProperty, EnumProperty, StringProperty
 
-from . import bake_rig, mesh_cache, properties, results, take_edits, takes, watch
+from . import (
+    bake_rig,
+    files,
+    mesh_cache,
+    properties,
+    results,
+    splat_frames,
+    take_data,
+    take_edits,
+    take_points,
+    takes,
+    watch,
+)
 from .jobs import Job
 from .operators import apply, told
 from .shared import protocol
+from .timing import Timing
 
 
 class _OfTake:
@@ -20,7 +33,7 @@ class _OfTake:
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
-        obj = context.object
+        obj = take_data.of(context.object)
         if obj is None or obj.mode != "OBJECT" or obj.animate3d.active is None:
             cls.poll_message_set("The active object has no take that is shown")
             return False
@@ -35,7 +48,7 @@ class ANIMATE3D_OT_take_duplicate(_OfTake, bpy.types.Operator):
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        take_edits.duplicate(context.object)
+        take_edits.duplicate(take_data.of(context.object))
 
 
 class ANIMATE3D_OT_take_delete(_OfTake, bpy.types.Operator):
@@ -46,7 +59,7 @@ class ANIMATE3D_OT_take_delete(_OfTake, bpy.types.Operator):
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        takes.delete(context.object)
+        takes.delete(take_data.of(context.object))
 
 
 class ANIMATE3D_OT_take_output(_OfTake, bpy.types.Operator):
@@ -66,19 +79,19 @@ class ANIMATE3D_OT_take_output(_OfTake, bpy.types.Operator):
     @told
     def execute(self, context: bpy.types.Context) -> None:
         """From a script: waits until it is done."""
-        if self._needs_job(context.object):
-            job = rig_job(context.object)
+        if self._needs_job(take_data.of(context.object)):
+            job = rig_job(take_data.of(context.object))
             watch.work_until_done(job)
             apply(job)
         else:
-            takes.become(context.object, self.output)
+            takes.become(take_data.of(context.object), self.output, context.scene.animate3d.points)
 
     def _change_or_enqueue(self, context: bpy.types.Context) -> set[str] | None:
-        if not self._needs_job(context.object):
-            takes.become(context.object, self.output)
+        if not self._needs_job(take_data.of(context.object)):
+            takes.become(take_data.of(context.object), self.output, context.scene.animate3d.points)
             return None
         watch.backend_python()
-        rig_job(context.object)
+        rig_job(take_data.of(context.object))
         watch.start()
         watch.redraw()
         return {"CANCELLED"}  # nothing in the file has changed: no undo step
@@ -94,7 +107,7 @@ def rig_job(obj: bpy.types.Object) -> Job:
         raise protocol.UserError("The files of this take's job are gone.", "Animate again with “Rig” as the output.")
     if job.state in ("waiting", "working"):
         raise protocol.UserError("The job of this take is at work.", "Wait until it is done.")
-    for each in takes.together(obj):
+    for each in take_data.together(obj):
         bake_rig.check_free(each)
     results.plan_rig(job, obj)
     watch.queue().add(job)
@@ -109,7 +122,7 @@ class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        take_edits.push_to_nla(context.object)
+        take_edits.push_to_nla(take_data.of(context.object))
 
 
 class ANIMATE3D_OT_take_to_cache(_OfTake, bpy.types.Operator):
@@ -128,8 +141,41 @@ class ANIMATE3D_OT_take_to_cache(_OfTake, bpy.types.Operator):
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        files = mesh_cache.push(context.object, Path(bpy.path.abspath(self.directory)))
+        files = mesh_cache.push(take_data.of(context.object), Path(bpy.path.abspath(self.directory)))
         self.report({"INFO"}, f"Written: {', '.join(path.name for path in files)}.")
+
+
+class ANIMATE3D_OT_take_save_frames(_OfTake, bpy.types.Operator):
+    """Save the shown cloud of points as complete 3DGS .ply files, one for each frame, turned Gaussians included"""
+
+    bl_idname = "animate3d.take_save_frames"
+    bl_label = "Save Point Frames"
+
+    directory: StringProperty(
+        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
+    )
+    play: BoolProperty(
+        name="Play Them",
+        description="Also add an object that shows the files on the timeline, by Geometry Nodes (Blender 4.5)",
+        default=False,
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        obj = take_data.of(context.object)
+        take, folder = obj.animate3d.active, Path(bpy.path.abspath(self.directory))
+        if take.output != "POINTS":
+            raise protocol.UserError("The shown take is no cloud of points.", "Choose “Points” as its output.")
+        files = take_points.save_frames(obj, take, take_data.offsets(take, obj), folder)
+        if self.play:
+            loop = "OFF" if take.loop == "OFF" else "CYCLE"  # the files are a whole round, whatever its kind
+            timing = Timing(len(files), start=take.start, step=take.step, loop=loop)
+            splat_frames.play(folder, timing, obj, f"{obj.name} frames")
+        self.report({"INFO"}, f"{len(files)} files are in {folder}.")
 
 
 class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
@@ -140,7 +186,7 @@ class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
 
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        copies = take_edits.to_copy(context.object)
+        copies = take_edits.to_copy(take_data.of(context.object))
         for obj in context.selected_objects:
             obj.select_set(False)
         for obj in copies:
@@ -148,11 +194,42 @@ class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):
         context.view_layer.objects.active = copies[0]
 
 
+class ANIMATE3D_OT_export(_OfTake, bpy.types.Operator):
+    """Save the object with the motion that is shown, and what moves it, as a file for other programs"""
+
+    bl_idname = "animate3d.export"
+    bl_label = "Export Moving Object"
+    bl_options = set()  # noqa: RUF012
+
+    filepath: StringProperty(
+        name="File", description="Its ending says which kind", subtype="FILE_PATH", options={"SKIP_SAVE"}
+    )
+    filter_glob: StringProperty(
+        name="Filter",
+        description="Files that are listed",
+        default="*.glb;*.fbx;*.usdc;*.abc",
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        self.filepath = f"{bpy.path.clean_name(take_data.of(context.object).name)}.glb"
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @told
+    def execute(self, context: bpy.types.Context) -> None:
+        path = Path(bpy.path.abspath(self.filepath))
+        files.save(path, take_data.parts(take_data.of(context.object)))
+        self.report({"INFO"}, f"{path} is written.")
+
+
 CLASSES = (
+    ANIMATE3D_OT_export,
     ANIMATE3D_OT_take_duplicate,
     ANIMATE3D_OT_take_delete,
     ANIMATE3D_OT_take_output,
     ANIMATE3D_OT_take_push,
     ANIMATE3D_OT_take_to_cache,
+    ANIMATE3D_OT_take_save_frames,
     ANIMATE3D_OT_take_to_copy,
 )

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import bpy
 import numpy as np
 
-from . import bake, bake_rig, compat, take_rigs
+from . import bake, bake_rig, compat, take_points, take_rigs
 from .properties import ObjectTakes, Take
 from .shared import protocol
+from .take_data import fault, members, offsets, store, together
 from .timing import Timing
 
 NAME = bake.BakeSettings().name
@@ -39,6 +40,7 @@ def add(
     seed: int = 0,
     rig: protocol.Rig | None = None,
     places: Sequence[np.ndarray] = (),
+    points: int = 0,
 ) -> list[bpy.types.Object]:
     """A new take of a motion on the objects that were captured, which is shown then. Returns the objects.
 
@@ -47,18 +49,24 @@ def add(
         job: the job's folder.
         rig: the same motion as a skeleton: then the take is an armature, and keeps the offsets to become keys later.
         places: the objects' world matrices [4, 4] when they were captured; without them, as they are now.
+        points: of the cloud that the take becomes; 0: it becomes none.
 
     Raises:
         UserError: before anything is changed.
     """
     settings = bake.BakeSettings(rest_frame=rest_frame, places=tuple(places))
     with at_rest(objects):
+        for obj in objects if points else ():
+            take_points.check_free(obj, our_modifiers(obj))
         if rig is not None:
             bake_rig.check(objects, subject, rig, settings)
         moves = bake.local_moves(objects, subject, motion, settings)
     moved = _append(moves, timing, name, job, seed)
     if rig is not None:
         _add_rig(moved, subject, rig, settings)
+    with quietly():
+        for obj in moved if points else ():
+            obj.animate3d.active.count, obj.animate3d.active.output = points, "POINTS"
     _show_new(moved, timing)
     return moved
 
@@ -81,7 +89,7 @@ def _append(
         with quietly():
             take.name, take.prompt, take.seed, take.job = unused_name(own, name), name, str(seed), job
             take.group, take.member, take.frames = group, member, timing.frames
-            take.offsets = _store(own_moves, f"{obj.name} {name}")
+            take.offsets = store(own_moves, f"{obj.name} {name}")
             for field in TIMING:
                 setattr(take, field, getattr(timing, field))
             own.active_index, own.is_shown = len(own.takes) - 1, True
@@ -131,25 +139,59 @@ def become_rig(
     return objects
 
 
-def together(obj: bpy.types.Object) -> list[bpy.types.Object]:
-    """The object and those that were animated with it in its active take, in the order of the subject."""
-    found = sorted(members(obj.animate3d.active), key=lambda found: found[0].animate3d.takes[found[1]].member)
-    return [each for each, _ in found]
+def become(obj: bpy.types.Object, output: str, points: int = 0) -> None:
+    """Lets the active take of an object, and of those that were animated with it, be keys, points, or its armature.
 
+    Args:
+        points: of a cloud that is made now.
 
-def become(obj: bpy.types.Object, output: str) -> None:
-    """Lets the active take of an object, and of those that were animated with it, be keys, or the armature it has."""
+    Raises:
+        UserError: before anything is changed.
+    """
+    found = list(members(obj.animate3d.active))
+    for each, _ in found if output == "POINTS" else ():
+        error = fault(each)
+        if error is not None:
+            raise error
+        take_points.check_free(each, our_modifiers(each))
     with quietly():
-        for each, index in list(members(obj.animate3d.active)):
-            each.animate3d.takes[index].output = output
+        for each, index in found:
+            take = each.animate3d.takes[index]
+            if output == "POINTS" and take.cloud is None and points:
+                take.count = points
+            take.output = output
             show(each)
 
 
+def our_modifiers(obj: bpy.types.Object) -> set[str]:
+    """The names of the modifiers through which takes move the object."""
+    found = [take_rigs.modifier_of(obj, take) for take in obj.animate3d.takes]
+    return {modifier.name for modifier in found if modifier is not None}
+
+
+def recount(take: Take) -> None:
+    """Another number of points is wanted: the cloud is made anew."""
+    if _busy or take.cloud is None:
+        return
+    with quietly():
+        for obj, index in list(members(take)):
+            other = obj.animate3d.takes[index]
+            other.count = take.count
+            take_points.remove(obj, other)
+            if obj.animate3d.active_index == index:
+                show(obj)
+
+
 def _put_aside(obj: bpy.types.Object, but: Take | None = None) -> None:
-    """Takes the object off the armatures of its takes, but for one."""
+    """Takes the object off the armatures of its takes, and their points out of the scene, but for what one take is."""
     for take in obj.animate3d.takes:
-        if take != but:
+        output = take.output if take == but else ""
+        if output != "RIG":
             take_rigs.put_aside(obj, take)
+        if output != "POINTS":
+            take_points.put_aside(obj, take)
+    if but is None or but.output != "POINTS":
+        take_points.show_surface(obj)
 
 
 def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
@@ -160,19 +202,27 @@ def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
     """
     own: ObjectTakes = obj.animate3d
     take = own.active
-    is_rig = take is not None and take.output == "RIG"
-    _put_aside(obj, but=take if is_rig else None)
-    if take is None or is_rig:
+    _put_aside(obj, but=take)
+    if take is None or take.output != "KEYS":
         _remove_keys(obj)
     if take is None:
         return
-    if is_rig:
-        error = fault(obj)
-        if error is not None:
-            raise error
+    error = fault(obj)
+    if error is not None:
+        raise error
+    if take.output == "KEYS":
+        _show_keys(obj, take, shared)
+    elif take.output == "RIG":
         take_rigs.show(obj, take)
-        mute(obj)
-        return
+    else:
+        if take.cloud is None:
+            take_points.make(obj, take, offsets(take, obj))
+        take_points.show(obj, take)
+    mute(obj)
+
+
+def _show_keys(obj: bpy.types.Object, take: Take, shared: bpy.types.Action | None) -> None:
+    own: ObjectTakes = obj.animate3d
     moves = offsets(take, obj)
     if obj.data.shape_keys is None:
         own.made_basis = True
@@ -184,7 +234,6 @@ def show(obj: bpy.types.Object, shared: bpy.types.Action | None = None) -> None:
     for key in keys:
         own.keys.add().name = key.name
     bake.animate_keys(obj, keys, take.timing, NAME, shared)
-    mute(obj)
 
 
 def our_keys(obj: bpy.types.Object) -> list[bpy.types.ShapeKey]:
@@ -219,6 +268,7 @@ def retime(take: Take) -> None:
                 setattr(other, field, getattr(take, field))
             if other == take:
                 take_rigs.retime(other)
+            take_points.retime(other)
             keys = our_keys(obj)
             if obj.animate3d.active_index == index and len(keys) == other.frames - 1:
                 bake.animate_keys(obj, keys, other.timing, NAME)
@@ -256,6 +306,8 @@ def mute(obj: bpy.types.Object) -> None:
     modifier = take_rigs.modifier_of(obj, own.active) if own.active is not None else None
     if modifier is not None:
         modifier.show_viewport = modifier.show_render = own.is_shown
+    for key in take_points.keys(own.active) if own.active is not None else ():
+        key.mute = not own.is_shown
 
 
 def delete(obj: bpy.types.Object) -> None:
@@ -264,29 +316,13 @@ def delete(obj: bpy.types.Object) -> None:
         own: ObjectTakes = each.animate3d
         stored = own.takes[index].offsets
         take_rigs.remove(each, own.takes[index])
+        take_points.remove(each, own.takes[index])
         own.takes.remove(index)
         if stored is not None and stored.users == 0:
             bpy.data.meshes.remove(stored)
         with quietly():
             own.active_index = min(max(own.active_index - (index <= own.active_index), 0), len(own.takes) - 1)
         show(each)
-
-
-def members(take: Take) -> Iterator[tuple[bpy.types.Object, int]]:
-    """The object of a take and the objects that were animated with it, each with the take's index there.
-
-    Duplicates of objects keep their takes: a member that is there more than once is left alone.
-    """
-    found: dict[int, list[tuple[bpy.types.Object, int]]] = {}
-    for obj in bpy.data.objects:
-        for index, other in enumerate(obj.animate3d.takes):
-            if other.group == take.group:
-                found.setdefault(other.member, []).append((obj, index))
-    for member, places in found.items():
-        if member == take.member:
-            yield next(place for place in places if place[0] == take.id_data)
-        elif len(places) == 1:
-            yield places[0]
 
 
 @contextlib.contextmanager
@@ -304,39 +340,6 @@ def _try_show(obj: bpy.types.Object) -> None:
     """A property can't refuse: what doesn't fit any more is told by the panel (`fault`)."""
     if fault(obj) is None:
         show(obj)
-
-
-def fault(obj: bpy.types.Object) -> protocol.UserError | None:
-    """Why the active take can't be shown; None where it can."""
-    take = obj.animate3d.active
-    if take is None:
-        return None
-    if obj.type != "MESH" or take.offsets is None or (take.output == "RIG" and take.rig is None):
-        return protocol.UserError("This take has lost its motion.", "Delete it.")
-    expected = len(take.offsets.vertices) // (take.frames - 1)
-    if expected != len(obj.data.vertices):
-        return protocol.UserError(
-            f"The mesh has changed: the take has {expected} vertices, the mesh has {len(obj.data.vertices)}.",
-            "Undo the change, or delete the take.",
-        )
-    return None
-
-
-def offsets(take: Take, obj: bpy.types.Object) -> np.ndarray:
-    """The offsets [F-1, V, 3] float32. Raises `UserError`."""
-    error = fault(obj)
-    if error is not None:
-        raise error
-    flat = np.empty(len(take.offsets.vertices) * 3, np.float32)
-    take.offsets.attributes["position"].data.foreach_get("vector", flat)
-    return flat.reshape(take.frames - 1, -1, 3)
-
-
-def _store(offsets: np.ndarray, name: str) -> bpy.types.Mesh:
-    mesh = bpy.data.meshes.new(name)
-    mesh.vertices.add(offsets.shape[0] * offsets.shape[1])
-    mesh.attributes["position"].data.foreach_set("vector", np.ascontiguousarray(offsets, np.float32).ravel())
-    return mesh
 
 
 def _remove_keys(obj: bpy.types.Object) -> None:

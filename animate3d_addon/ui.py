@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bpy
 
-from . import estimate, models, places, previews, prompts, properties, results, takes, watch
+from . import estimate, look, mends, meshes, models, places, previews, prompts, properties, results, watch
 from .jobs import Job
 from .shared import protocol
+from .ui_parts import Panel, draw_error, draw_lines
 
 STATE_ICONS = {
     "waiting": "SORTTIME",
@@ -16,18 +17,12 @@ STATE_ICONS = {
     "failed": "ERROR",
     "cancelled": "CANCEL",
 }
+KEYMAP = "Object Mode"
+MOST_PROMPTS = 12  # of the earlier ones in the menu
 MOST_JOBS = 6  # rows in the list of jobs; older ones wait in the folder
-WIDTH = 42  # characters of a line of the sidebar at its usual width
 
 
-class _Panel:
-    bl_space_type = "VIEW_3D"
-    bl_region_type = "UI"
-    bl_category = "Animate3D"
-    bl_context = "objectmode"
-
-
-class ANIMATE3D_PT_main(_Panel, bpy.types.Panel):
+class ANIMATE3D_PT_main(Panel, bpy.types.Panel):
     bl_label = "Animate3D"
     bl_idname = "ANIMATE3D_PT_main"
 
@@ -36,14 +31,11 @@ class ANIMATE3D_PT_main(_Panel, bpy.types.Panel):
         _draw_prompt(layout, settings)
         row = layout.row(align=True)
         row.prop(settings, "preset", expand=True)
+        _draw_front(layout, settings)
         obstacle = _obstacle(context)
         if obstacle is not None:
-            _draw_error(layout, obstacle)
-            if obstacle.kind in ("internal", "missing_weights"):
-                layout.operator("animate3d.open_preferences", icon="PREFERENCES")
-            if isinstance(obstacle, results.OtherVertices):
-                layout.operator("animate3d.copy_applied", icon="DUPLICATE")
-                layout.prop(settings, "below", toggle=True, icon="MESH_DATA", text="Animate the Mesh Below")
+            draw_error(layout, obstacle)
+            _draw_mend(layout, obstacle, settings)
         row = layout.row()
         row.scale_y = 1.6
         row.enabled = obstacle is None
@@ -53,7 +45,7 @@ class ANIMATE3D_PT_main(_Panel, bpy.types.Panel):
             _draw_progress(layout, current)
 
 
-class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
+class ANIMATE3D_PT_motion(Panel, bpy.types.Panel):
     bl_label = "Motion"
     bl_parent_id = "ANIMATE3D_PT_main"
     bl_options = {"DEFAULT_CLOSED"}  # noqa: RUF012
@@ -71,62 +63,13 @@ class ANIMATE3D_PT_motion(_Panel, bpy.types.Panel):
         row.prop(settings, "seed")
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
         layout.row().prop(settings, "output", expand=True)
+        if settings.output == "POINTS":
+            layout.prop(settings, "points")
         layout.prop(settings, "below")
-        layout.prop(settings, "front")
         layout.prop(settings, "weights")
 
 
-class ANIMATE3D_PT_takes(_Panel, bpy.types.Panel):
-    bl_label = "Takes"
-    bl_parent_id = "ANIMATE3D_PT_main"
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        return context.object is not None and len(context.object.animate3d.takes) > 0
-
-    def draw_header(self, context: bpy.types.Context) -> None:
-        self.layout.prop(context.object.animate3d, "is_shown", text="")
-
-    def draw(self, context: bpy.types.Context) -> None:
-        layout, own = self.layout, context.object.animate3d
-        row = layout.row()
-        row.template_list("ANIMATE3D_UL_takes", "", own, "takes", own, "active_index", rows=3)
-        column = row.column(align=True)
-        column.operator("animate3d.take_duplicate", text="", icon="DUPLICATE")
-        column.operator("animate3d.take_delete", text="", icon="REMOVE")
-        column.separator()
-        column.operator("animate3d.take_push", text="", icon="NLA_PUSHDOWN")
-        column.operator("animate3d.take_to_cache", text="", icon="FILE_CACHE")
-        column.operator("animate3d.take_to_copy", text="", icon="OBJECT_DATA")
-        fault = takes.fault(context.object)
-        if fault is not None:
-            _draw_error(layout, fault)
-        take = own.active
-        if take is None:
-            return
-        row = layout.row(align=True)
-        for identifier, label, _ in properties.OUTPUT_ITEMS:
-            shown = take.output == identifier
-            row.operator("animate3d.take_output", text=label, depress=shown).output = identifier
-        layout.use_property_split, layout.use_property_decorate = True, False
-        layout.prop(take, "strength", slider=True)
-        column = layout.column(align=True)
-        column.prop(take, "start")
-        column.prop(take, "step")
-        column = layout.column(align=True)
-        column.prop(take, "first")
-        column.prop(take, "last")
-        layout.prop(take, "loop")
-
-
-class ANIMATE3D_UL_takes(bpy.types.UIList):
-    def draw_item(self, context, layout, data, item, icon, active_data, active_property, index=0, flt_flag=0) -> None:
-        layout.prop(
-            item, "name", text="", emboss=False, icon="ARMATURE_DATA" if item.output == "RIG" else "SHAPEKEY_DATA"
-        )
-
-
-class ANIMATE3D_PT_jobs(_Panel, bpy.types.Panel):
+class ANIMATE3D_PT_jobs(Panel, bpy.types.Panel):
     bl_label = "Jobs"
     bl_parent_id = "ANIMATE3D_PT_main"
 
@@ -146,16 +89,19 @@ class ANIMATE3D_MT_prompts(bpy.types.Menu):
     bl_label = "Prompts"
 
     def draw(self, context: bpy.types.Context) -> None:
-        layout = self.layout
         known = properties.examples(context.scene.animate3d, context)
-        if known:
-            layout.label(text="The model knows")
-            for text in known:
-                layout.operator("animate3d.use_prompt", text=text, icon="ARMATURE_DATA").prompt = text
-            layout.separator()
-        layout.label(text="Earlier")
-        for text in prompts.history(places.home())[:12]:
-            layout.operator("animate3d.use_prompt", text=text, icon="RECOVER_LAST").prompt = text
+        earlier = prompts.history(places.home())[:MOST_PROMPTS]
+        row = self.layout.row()
+        for title, texts, icon in (
+            ("The model knows", known[::2], "ARMATURE_DATA"),
+            ("", known[1::2], "ARMATURE_DATA"),
+            ("Earlier", earlier, "RECOVER_LAST"),
+        ):
+            if texts:
+                column = row.column()
+                column.label(text=title)
+                for text in texts:
+                    column.operator("animate3d.use_prompt", text=text, icon=icon).prompt = text
 
 
 def draw_dialog(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
@@ -165,13 +111,61 @@ def draw_dialog(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     layout.row().prop(settings, "preset", expand=True)
     obstacle = _obstacle(context)
     if obstacle is not None:
-        _draw_error(layout, obstacle)
+        draw_error(layout, obstacle)
 
 
 def _draw_prompt(layout: bpy.types.UILayout, settings: properties.Settings) -> None:
     row = layout.row(align=True)
     row.prop(settings, "prompt", text="", placeholder="What moves, and how?")
     row.menu("ANIMATE3D_MT_prompts", text="", icon="DOWNARROW_HLT")
+    notice = properties.notice(settings)
+    if notice:
+        draw_lines(layout.column(align=True), notice, "INFO")
+
+
+def _draw_front(layout: bpy.types.UILayout, settings: properties.Settings) -> None:
+    """What the front is, and what the model sees there: the four views."""
+    row = layout.row(align=True)
+    row.label(text="Front")
+    row.prop(settings, "front", expand=True)
+    row.operator("animate3d.look", text="", icon="HIDE_OFF")
+    seen = watch.look
+    if seen is None:
+        return
+    box = layout.box()
+    row = box.row()
+    if seen.error is not None:
+        draw_error(row, seen.error)
+    else:
+        names = ", ".join(seen.job.plan.objects[:2])
+        stale = seen.job.plan.front != properties.front_degrees(settings)
+        row.label(text="Looking …" if not seen.is_done else "Another front: look again" if stale else names)
+    row.operator("animate3d.close_look", text="", icon="X", emboss=False)
+    if seen.is_done and seen.error is None:
+        _draw_views(box, previews.views(seen.job.folder))
+
+
+def _draw_views(layout: bpy.types.UILayout, icons: list[int]) -> None:
+    """The four views, named."""
+    grid = layout.grid_flow(columns=2, even_columns=True, row_major=True)
+    for name, icon in zip(look.VIEWS, icons, strict=False):
+        column = grid.column(align=True)
+        column.template_icon(icon, scale=4.5)
+        column.label(text=name)
+
+
+def _draw_mend(layout: bpy.types.UILayout, obstacle: protocol.UserError, settings: properties.Settings) -> None:
+    """The button that mends it."""
+    if obstacle.kind in ("internal", "missing_weights"):
+        layout.operator("animate3d.open_preferences", icon="PREFERENCES")
+    if obstacle.kind == "missing_weights" and settings.weights != "starter":
+        layout.prop_enum(settings, "weights", "starter", text="Use the Starter Model")
+    if isinstance(obstacle, meshes.Mendable):
+        label, icon, _ = mends.MENDS[obstacle.mend]
+        layout.operator("animate3d.mend", text=label, icon=icon).what = obstacle.mend
+    if isinstance(obstacle, results.OtherVertices):
+        layout.operator("animate3d.copy_applied", icon="DUPLICATE")
+        layout.prop(settings, "below", toggle=True, icon="MESH_DATA", text="Animate the Mesh Below")
 
 
 def _obstacle(context: bpy.types.Context) -> protocol.UserError | None:
@@ -204,7 +198,7 @@ def _draw_progress(layout: bpy.types.UILayout, job: Job) -> None:
     memory = f", {job.memory_gb:.1f} GB" if job.memory_gb else ""
     box.label(text=f"About {estimate.words(expected.seconds_left)} left{memory}", icon="TIME")
     if job.notice:
-        _draw_lines(box, job.notice, "INFO")
+        draw_lines(box, job.notice, "INFO")
     _draw_preview(box, job)
 
 
@@ -228,39 +222,23 @@ def _draw_job(layout: bpy.types.UILayout, job: Job) -> None:
     else:
         row.operator("animate3d.remove_job", text="", icon="TRASH").job = job.name
     if job.notice and job.state not in ("waiting", "working"):
-        _draw_lines(column, job.notice, "INFO")
+        draw_lines(column, job.notice, "INFO")
     if job.state == "failed" and job.error is not None:
-        _draw_error(column, job.error)
+        draw_error(column, job.error)
 
 
 def _draw_preview(layout: bpy.types.UILayout, job: Job) -> None:
     number = previews.icon(job.folder)
-    previews.play(bool(number))
     if number:
+        previews.play()
         layout.template_icon(number, scale=9.0)
-
-
-def _draw_error(layout: bpy.types.UILayout, error: protocol.UserError) -> None:
-    column = layout.column(align=True)
-    column.alert = error.kind != "bad_input"
-    _draw_lines(column, error.message, "ERROR" if column.alert else "INFO")
-    if error.hint:
-        _draw_lines(column, error.hint, "BLANK1")
-
-
-def _draw_lines(layout: bpy.types.UILayout, text: str, icon: str) -> None:
-    """Text over as many lines as it needs: labels of Blender's don't wrap."""
-    line = ""
-    for word in text.split():
-        if line and len(line) + len(word) >= WIDTH:
-            layout.label(text=line, icon=icon)
-            line, icon = "", "BLANK1"
-        line = f"{line} {word}".strip()
-    layout.label(text=line, icon=icon)
+    elif job.stage not in ("", "capture"):
+        _draw_views(layout, previews.views(job.folder))
 
 
 def _draw_menu_item(self: bpy.types.Menu, context: bpy.types.Context) -> None:
     self.layout.separator()
+    self.layout.operator_context = "INVOKE_DEFAULT"  # menus leave another one behind, which would not ask
     self.layout.operator("animate3d.animate_selected", icon="ARMATURE_DATA")
 
 
@@ -271,12 +249,20 @@ def _draw_import(self: bpy.types.Menu, context: bpy.types.Context) -> None:
 CLASSES = (
     ANIMATE3D_PT_main,
     ANIMATE3D_PT_motion,
-    ANIMATE3D_PT_takes,
-    ANIMATE3D_UL_takes,
     ANIMATE3D_PT_jobs,
     ANIMATE3D_MT_prompts,
 )
 _keymaps: list[tuple[bpy.types.KeyMap, bpy.types.KeyMapItem]] = []
+
+
+def keymap_item(context: bpy.types.Context) -> tuple[bpy.types.KeyMap, bpy.types.KeyMapItem] | None:
+    """The shortcut as the user has it; None without a window."""
+    configuration = context.window_manager.keyconfigs.user
+    if configuration is None or not _keymaps:
+        return None
+    keymap = configuration.keymaps.get(KEYMAP)
+    item = keymap and keymap.keymap_items.find_from_operator("animate3d.animate_selected")
+    return (keymap, item) if item else None
 
 
 def register() -> None:
@@ -285,7 +271,7 @@ def register() -> None:
     bpy.types.TOPBAR_MT_file_import.append(_draw_import)
     configuration = bpy.context.window_manager.keyconfigs.addon
     if configuration is not None:  # there is none without a window
-        keymap = configuration.keymaps.new(name="Object Mode", space_type="EMPTY")
+        keymap = configuration.keymaps.new(name=KEYMAP, space_type="EMPTY")
         item = keymap.keymap_items.new("animate3d.animate_selected", "A", "PRESS", ctrl=True, shift=True, alt=True)
         _keymaps.append((keymap, item))
 

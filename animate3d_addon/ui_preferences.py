@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import models, places, watch
+from . import models, places, ui, watch
 from .preferences import choices
 from .setup_tasks import SetupTask
 from .shared import protocol
@@ -89,7 +89,7 @@ def draw_licences(layout: bpy.types.UILayout) -> None:
 def _draw_work(box: bpy.types.UILayout, own: bpy.types.AddonPreferences) -> None:
     column = box.column()
     column.use_property_split, column.use_property_decorate = True, False
-    for name in ("device", "low_memory", "warm_minutes", "apply_when_done", "cache"):
+    for name in ("device", "memory", "compile", "warm_minutes", "apply_when_done", "cache"):
         column.prop(own, name)
     if watch.cache_bytes < 0:
         watch.cache_bytes = 0
@@ -97,3 +97,8 @@ def _draw_work(box: bpy.types.UILayout, own: bpy.types.AddonPreferences) -> None
     row = box.row()
     row.label(text=f"Jobs take {watch.cache_bytes / 1e6:.0f} MB in {choices().jobs}", icon="FILE_FOLDER")
     row.operator("animate3d.clear_cache", icon="TRASH")
+    found = ui.keymap_item(bpy.context)
+    if found is not None:
+        row = box.row()
+        row.label(text="Shortcut of “Animate Selected Object”")
+        row.prop(found[1], "type", text="", full_event=True)

@@ -17,6 +17,7 @@ import bpy
 from . import compat, environment, job_queue, places, previews, results, setup_tasks
 from .backend_process import SOURCE, find_python
 from .jobs import Job, size_of
+from .look import Look
 from .preferences import choices
 from .shared import protocol
 
@@ -24,6 +25,7 @@ BUSY, PLAYING, IDLE = 0.1, 0.125, 1.0  # seconds between two looks
 CLOCK = 0.5  # seconds after which the time that is left is drawn anew
 
 setup: setup_tasks.SetupTask | None = None  # what the preferences do, or did last
+look: Look | None = None  # at what the model would see
 cache_bytes = -1  # of the cache folder; -1 is not measured yet
 _queue: job_queue.JobQueue | None = None
 _waiting_to_apply: list[str] = []
@@ -64,6 +66,16 @@ def _trusts_scripts() -> bool:
     return bpy.context.preferences.filepaths.use_scripts_auto_execute
 
 
+def show_look(new: Look | None) -> None:
+    """Puts a look in the place of the one before."""
+    global look
+    if look is not None:
+        look.close()
+    look = new
+    start()
+    redraw()
+
+
 def start() -> None:
     """Lets the timer run, if it doesn't."""
     if not bpy.app.timers.is_registered(_tick):
@@ -72,7 +84,7 @@ def start() -> None:
 
 def close() -> None:
     """Ends everything that belongs to the queue."""
-    global _queue
+    global _queue, look
     if bpy.app.timers.is_registered(_tick):
         bpy.app.timers.unregister(_tick)
     if _queue is not None:
@@ -80,6 +92,9 @@ def close() -> None:
     _queue = None
     if setup is not None and not setup.is_done:
         setup.cancel()
+    if look is not None:
+        look.close()
+    look = None
     _waiting_to_apply.clear()
     previews.clear()
 
@@ -115,7 +130,10 @@ def _look_after() -> float | None:
         redraw()
     if setup is not None and setup.poll():
         redraw()
-    if jobs.is_busy or _waiting_to_apply or (setup is not None and not setup.is_done):
+    if look is not None and look.poll():
+        redraw()
+    others = [task for task in (setup, look) if task is not None and not task.is_done]
+    if jobs.is_busy or _waiting_to_apply or others:
         return BUSY
     if previews.is_playing():
         return PLAYING

@@ -18,9 +18,10 @@ from backend.motion.settings import for_generated
 from backend.motion.settings import preset as fit_preset
 from backend.motion.skeleton import make_rig
 from backend.motion.skinning import SkinSettings
+from backend.mv_vdm import resume
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
-from backend.presets import sampler_settings, sds_settings
+from backend.presets import sampler_settings, sds_settings, with_choices
 from backend.preview import write_preview
 from backend.prompts import Understood, known, understand
 from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
@@ -41,16 +42,16 @@ class Models:
         self._model: MVVDM | None = None
         self.mode = FAST  # of the last model that was asked for
 
-    def get(self, folder: Path, device: torch.device, memory: str) -> MVVDM:
+    def get(self, folder: Path, device: torch.device, memory: str, compiled: bool = False) -> MVVDM:
         """Loads a model unless it is loaded; "auto" picks the mode at loading, from what is free then.
 
         Raises:
             UserError: the model's files are damaged.
         """
-        key = (weights.identity(folder), device, memory)
+        key = (weights.identity(folder), device, memory, compiled)
         if key != self._key:
             self.forget()
-            execution = _execution(folder, device, memory)
+            execution = replace(_execution(folder, device, memory), compile=compiled)
             self.mode = execution.mode
             self._model = MVVDM.from_pretrained(folder, device, execution)
             self._key = key
@@ -122,14 +123,18 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
     prompt = understood.prompt
     if understood.notice:
         tell("notice", message=f"{understood.notice} {known(info.motions)}")
-    sampler, fit = sampler_settings(settings.preset, info.sampler), for_generated(fit_preset(settings.preset))
+    sampler = with_choices(sampler_settings(settings.preset, info.sampler), settings)
+    fit = for_generated(fit_preset(settings.preset))
     sds = sds_settings(settings.preset)
     report = Report(
         device=device.type,
         seed=settings.seed,
         settings={
-            **asdict(settings), "understood": prompt,
-            "sampler": asdict(sampler), "fit": asdict(fit), "sds": sds and asdict(sds),
+            **asdict(settings),
+            "understood": prompt,
+            "sampler": asdict(sampler),
+            "fit": asdict(fit),
+            "sds": sds and asdict(sds),
         },
         versions=devices.versions(),
     )
@@ -142,17 +147,28 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
         )
 
     def make_video(step: steps.Step) -> Video:
-        model = models.get(folder, device, settings.memory)
-        return steps.make_video(job, subject, model, prompt, sampler, settings, step)
+        model = models.get(folder, device, settings.memory, settings.compile)
+        return steps.make_video(
+            job,
+            subject,
+            model,
+            prompt,
+            sampler,
+            settings,
+            step,
+            weights.identity(folder),
+            lambda path: tell("forming", path=str(path)),
+        )
 
     settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
     video = stages.run("video", settings_of_video, Video.load, make_video, Video.save)
+    resume.forget(job / steps.DENOISED)
     tell("preview", path=str(write_preview(video, job)))
     matte = stages.run(
         "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte
     )
     splats = None  # a fit by correspondences needs none
-    by_rendering = needs_gaussians(settings.preset, video.appearance)
+    by_rendering = needs_gaussians(settings.preset, video.appearance, len(subject.faces) > 0)
     if by_rendering or sds is not None:
         splats = stages.run(
             "splats",
@@ -174,7 +190,7 @@ def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, 
 
     def refine_motion(step: steps.Step) -> Motion:
         start = steps.load_field(fitted / steps.FIELD, fit, device) if by_rendering else motion
-        model = models.get(folder, device, settings.memory)
+        model = models.get(folder, device, settings.memory, settings.compile)
         return steps.refine_motion(subject, model, prompt, start, settings.frames, splats, sds, settings.seed, step)
 
     if sds is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from backend.motion.sds_fit import SdsSettings
 from backend.mv_vdm.sampling import SamplerSettings
+from backend.protocol import JobSettings
 
 DRAFT_STEPS = 8  # a small model that predicts clean latents needs no more, and for a look a big one neither
 # Fewest steps with which UniPC comes nearer to the exact solution than 25 of DDIM on all three closed-form problems of
@@ -30,6 +31,19 @@ def sampler_settings(preset: str, own: SamplerSettings) -> SamplerSettings:
     if own.steps <= STANDARD_STEPS:
         return own
     return replace(own, steps=STANDARD_STEPS, solver=STANDARD_SOLVER)
+
+
+def with_choices(sampler: SamplerSettings, job: JobSettings) -> SamplerSettings:
+    """A preset's sampler with what a job's own settings say otherwise."""
+    chosen = {
+        "steps": job.steps,
+        "freeinit_iterations": job.passes,
+        "solver": job.solver,
+        "guidance_scale": job.guidance,
+        "coarse_to_fine": job.coarse_to_fine,
+        "negative_prompt": job.negative_prompt or None,
+    }
+    return replace(sampler, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def sds_settings(preset: str) -> SdsSettings | None:

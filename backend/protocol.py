@@ -15,7 +15,7 @@ Messages
 Lines of JSON, each an object with a "type". One job at a time.
 
     to the backend      check {settings}     are the weights and the device there? -> checked | error
-                        run {job}            -> progress*, notice*, preview, then done | error
+                        run {job}            -> progress*, notice*, forming*, preview, then done | error
                         cancel {}            ends the running job with an error of the kind "cancelled"
                         memory {}            -> memory
                         quit {}              (and the end of stdin) ends the process
@@ -25,6 +25,7 @@ Lines of JSON, each an object with a "type". One job at a time.
                             step 0 when a stage starts, step == steps when it is done; memory of both processes
                         notice {job, message}                 to tell the user; no failure
                         preview {job, path}                   a .gif of the generated video
+                        forming {job, path}                   `video/forming.npz` shows it while it is sampled
                         done {job, report}
                         error {job, kind, message, hint, log}
                         memory {peak_gb}      both processes together, since it was last asked or a stage ended
@@ -68,6 +69,8 @@ JOB_ENTRIES = (  # everything that either side writes into a job folder
 )  # fmt: skip
 PRESETS = ("draft", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+SOLVERS = ("ddim", "dpm", "unipc")
+MAX_STEPS, MAX_PASSES, MAX_GUIDANCE = 1000, 20, 100
 MEMORY_MODES = ("auto", "fast", "balanced", "low")
 MAX_PROMPT = 500  # characters; the models read about 77 tokens
 MIN_FRAMES, MAX_FRAMES = 2, 32  # the models' time tables end at 32
@@ -162,11 +165,19 @@ class JobSettings:
     device: str = "auto"  # auto | cpu | cuda | mps
     weights: str = "starter"  # starter | animate3d | a folder
     memory: str = "auto"  # auto | fast | balanced | low: what the video model may use
+    compile: bool = False  # let torch compile the video model
+    steps: int | None = None  # of the sampler, per pass; None here and below: as preset and model have it
+    passes: int | None = None  # of FreeInit; 1: none
+    solver: str | None = None  # ddim | dpm | unipc
+    guidance: float | None = None  # scale; 1 and below: none
+    coarse_to_fine: bool | None = None  # earlier FreeInit passes take fewer steps
+    negative_prompt: str = ""  # what the video should not be
     rig: bool = False  # also write the motion as bones, `rig.npz`
     protocol: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        for name, kind in (("prompt", str), ("seed", int), ("frames", int), ("weights", str), ("rig", bool)):
+        kinds = {"prompt": str, "seed": int, "frames": int, "weights": str, "compile": bool, "rig": bool}
+        for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise UserError(f"The setting {name} is not a value of the right kind.", "Start the job again.")
@@ -178,6 +189,21 @@ class JobSettings:
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError("The seed is out of range.", "Choose a seed between 0 and 2^63 - 1.")
         object.__setattr__(self, "prompt", clean_prompt(self.prompt))
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        for name, most in (("steps", MAX_STEPS), ("passes", MAX_PASSES)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise UserError(f"The number of {name} makes no sense.", f"Choose 1 to {most}.")
+        if self.solver is not None and self.solver not in SOLVERS:
+            raise UserError(f"The solver is none of {', '.join(SOLVERS)}.", "Choose another solver.")
+        scale = self.guidance
+        if scale is not None and (type(scale) not in (int, float) or not 0 <= scale <= MAX_GUIDANCE):
+            raise UserError("The guidance scale makes no sense.", f"Choose 0 to {MAX_GUIDANCE}; 1 means none.")
+        if self.coarse_to_fine not in (None, False, True) or not isinstance(self.negative_prompt, str):
+            raise UserError("The settings of this job can't be read.", "Start the job again.")
+        object.__setattr__(self, "negative_prompt", " ".join(self.negative_prompt.split())[:MAX_PROMPT])
 
     def save(self, job: Path) -> None:
         write_json(Path(job) / "job.json", asdict(self))
@@ -326,13 +352,18 @@ class Video:
     frames: np.ndarray  # [4, F, H, W, C] uint8; C = 3 on grey 0.5, or C = 4 straight alpha
     appearance: str  # color | position: what the colours mean
 
-    def save(self, job: Path) -> None:
-        write_npz(Path(job) / "video" / "video.npz", frames=self.frames, appearance=np.array(self.appearance))
+    def save(self, job: Path, forming: bool = False) -> None:
+        write_npz(self.path(job, forming), frames=self.frames, appearance=np.array(self.appearance))
 
     @classmethod
-    def load(cls, job: Path) -> Video:
-        data = read_npz(Path(job) / "video" / "video.npz", ("frames", "appearance"))
+    def load(cls, job: Path, forming: bool = False) -> Video:
+        data = read_npz(cls.path(job, forming), ("frames", "appearance"))
         return cls(data["frames"], str(data["appearance"]))
+
+    @staticmethod
+    def path(job: Path, forming: bool = False) -> Path:
+        """Of the video, or of what it looks like while it is made: fewer frames, to look at, gone at the end."""
+        return Path(job) / "video" / ("forming.npz" if forming else "video.npz")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from backend.motion.render_fit import thin_out
 from backend.motion.sds_fit import SdsSettings, refine
 from backend.motion.settings import FitSettings
 from backend.mv_vdm.pipeline import MVVDM
+from backend.mv_vdm.resume import StepLog
 from backend.mv_vdm.sampling import SamplerSettings
+from backend.preview import FormingVideo
 from backend.protocol import (
     JobSettings,
     Motion,
@@ -42,6 +44,7 @@ from backend.splats.views import load_rows, open_source, thinned
 Step = Callable[[int, int], None]  # step, steps
 
 SPLATS = 20_000
+DENOISED = "denoised"  # the steps of a video in the making
 RECONSTRUCTION, FIELD = "reconstruction", "field.npz"  # what 4D-SDS starts from: a folder, and the field in it
 # The share of free memory for the activations that the VAE's encoder keeps; the UNet runs after it.
 ENCODER_SHARE = {"fast": 0.5, "balanced": 0.25, "low": 0.0}
@@ -76,23 +79,33 @@ def make_video(
     sampler: SamplerSettings,
     settings: JobSettings,
     step: Step,
+    identity: str = "",
+    tell: Callable[[Path], None] = lambda path: None,
 ) -> Video:
-    """The multi-view video of the captured views. Raises `UserError` where the model can't make so many frames."""
+    """The multi-view video of the captured views; slow steps of a run that was broken off are taken over.
+
+    identity: of the weights; `tell` gets the path of each look at the video while it forms. Raises `UserError` where
+    the model can't make so many frames.
+    """
     longest = model.unet.config.motion_max_seq_length
     if settings.frames > longest:
         raise UserError(f"These weights make at most {longest} frames.", "Ask for fewer frames.")
     appearance = model.info.appearance
     views = read_views(job, subject, "condition" if appearance == "color" else "position")
-    frames = model.generate(
-        prompt,
-        views,
-        subject.condition_c2w,
-        sampler,
-        settings.seed,
-        lambda done, total, clean: step(done, total),
-        settings.frames,
-    )
-    return Video(frames, appearance)
+    forming = FormingVideo(job, appearance, model.decode, tell)
+    looks = not model.mode.park_unused  # where memory is short, the decoder is not there meanwhile
+
+    def after(done: int, total: int, clean: torch.Tensor) -> None:
+        step(done, total)
+        if looks:
+            forming.step(done, total, clean)
+
+    decides = (prompt, sampler, settings.seed, settings.frames, identity, model.device, model.dtype, model.mode)
+    steps_before = StepLog.of(job / DENOISED, decides, views.tobytes())
+    cameras, frames = subject.condition_c2w, settings.frames
+    pictures = model.generate(prompt, views, cameras, sampler, settings.seed, after, frames, steps_before)
+    forming.finish()
+    return Video(pictures, appearance)
 
 
 def make_matte(job: Path, subject: Subject, video: Video) -> np.ndarray:

@@ -1,13 +1,15 @@
 """The UNet part of the parity check: a folder with a network of the reference, its inputs and its outputs.
 
-Everything about sizes is read from the folder's config.json: views, frames, latent size, widths, heads, groups. The
-reference orders images ``(b n f)`` where the network here orders them ``(b f n)``.
+Everything about sizes is read from the folder's config.json: views, frames, latent size, levels, widths, heads,
+groups. What its list of files names must be there; of what it does not name, trace.json, sine_pos_2d.safetensors and
+the outputs beside `output` are compared where they are there. The reference orders images ``(b n f)`` where the network
+here orders them ``(b f n)``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from unittest.mock import patch
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,13 +28,23 @@ from backend.mv_vdm.positions import sine_table_2d
 from backend.mv_vdm.unet import MVVDMUNet, run_motion_module, run_spatial_transformer
 
 UNET_LIMIT = 1e-5  # relative L2, float32 on the CPU
+ROUNDING = 2.0**-25  # what writing numbers as float32 costs: the least floor of a table
+DOUBLE_LIMIT = 1e-10  # float64 against the reference's float64
 TABLE_LIMIT = 1e-6
 TRACE_LIMIT = 1e-4  # a few single numbers scatter more than the norm of a tensor
 
 
+class SetError(Exception):
+    """A folder's files are missing or damaged; the message is one plain sentence."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One comparison: relative L2 error, what is allowed, and the reference's own noise floor where it is known."""
+    """One comparison: relative L2 error, what is allowed, and the reference's own noise floor.
+
+    floor: the error of the reference's float32 result against float64: the reference's where it tells its own, else
+        this code's, whose float64 forward pass equals the reference's to 15 digits. None where nothing is rounded.
+    """
 
     name: str
     error: float
@@ -50,6 +63,45 @@ def relative(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+def compare(
+    name: str,
+    compute: Callable[[torch.dtype], Tensor],
+    wanted: Tensor,
+    limit: float,
+    floor: float | None = None,
+    floors: bool = True,
+) -> Row:
+    """A row of what ``compute`` gives in float32; its floor is what it gives in float64, unless it is known."""
+    if floor is None and floors:
+        floor = relative(compute(torch.float64), wanted)
+    return Row(name, relative(compute(torch.float32), wanted), limit, floor)
+
+
+def in_type(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same with all floating-point tensors in one type."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def read_json(path: Path) -> dict | list:
+    """Raises ``SetError``."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SetError(f"There is no file {path.name} in {path.parent}.") from None
+    except (OSError, ValueError, RecursionError):
+        raise SetError(f"The file {path.name} in {path.parent} can't be read.") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ``SetError``."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise SetError(f"There is no file {path.name} in {path.parent}.") from None
+    except (OSError, ValueError, SafetensorError):
+        raise SetError(f"The file {path.name} in {path.parent} can't be read.") from None
+
+
 @dataclass(frozen=True)
 class UNetSet:
     """A folder in the format of ``golden/A``."""
@@ -59,54 +111,108 @@ class UNetSet:
 
     @classmethod
     def open(cls, folder: Path) -> UNetSet:
-        return cls(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        if not folder.is_dir():
+            raise SetError(f"There is no folder {folder}.")
+        return cls(folder, read_json(folder / "config.json"))
+
+    @property
+    def floor(self) -> float | None:
+        """Of the whole network, as the reference measured it."""
+        return self.config.get("noise_floor_float32_vs_float64", {}).get("rel_l2")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / name)
+        return read_tensors(self.folder / name)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is to be compared."""
+        return name in self.config["files"] or (self.folder / name).is_file()
 
     def build(self, i2v_cond_time_zero: bool = False) -> MVVDMUNet:
-        """Our UNet of this size, with random weights."""
-        unet, motion, adapter = (self.config[part] for part in ("unet_config", "motion_config", "ip_adapter"))
-        same = (
-            "in_channels out_channels block_out_channels layers_per_block norm_num_groups norm_eps "
-            "cross_attention_dim num_attention_heads camera_embedding_dim down_block_types up_block_types"
-        ).split()
-        return MVVDMUNet(
-            **{name: unet[name] for name in same},
-            motion_num_attention_heads=motion["motion_num_attention_heads"],
-            motion_max_seq_length=motion["motion_max_seq_length"],
-            num_image_tokens=adapter["num_tokens"],
-            image_embed_dim=adapter["image_embed_dim"],
-            i2v_cond_time_zero=i2v_cond_time_zero,
-        )
+        """Our UNet of this size, with random weights. Raises ``SetError``."""
+        try:
+            unet, motion, adapter = (self.config[part] for part in ("unet_config", "motion_config", "ip_adapter"))
+            same = (
+                "in_channels out_channels block_out_channels layers_per_block norm_num_groups norm_eps "
+                "cross_attention_dim num_attention_heads camera_embedding_dim"
+            ).split()
+            return MVVDMUNet(
+                **{name: unet[name] for name in same},
+                down_block_types=[short_kind(kind, "Down") for kind in unet["down_block_types"]],
+                up_block_types=[short_kind(kind, "Up") for kind in unet["up_block_types"]],
+                motion_num_attention_heads=motion["motion_num_attention_heads"],
+                motion_max_seq_length=motion["motion_max_seq_length"],
+                num_image_tokens=adapter["num_tokens"],
+                image_embed_dim=adapter["image_embed_dim"],
+                i2v_cond_time_zero=i2v_cond_time_zero,
+            )
+        except LookupError as error:
+            raise SetError(f"The config.json of {self.folder} does not say {error}, which a network needs.") from None
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, AssertionError):
+            raise SetError(f"No network can be built from the config.json of {self.folder}.") from None
 
-    def network(self, i2v_cond_time_zero: bool = False) -> MVVDMUNet:
-        """The same with the reference's weights."""
-        network = self.build(i2v_cond_time_zero)
-        network.load_state_dict(self.tensors("weights.safetensors"))
-        return network.eval()
+    def network(self, i2v_cond_time_zero: bool = False, dtype: torch.dtype = torch.float32) -> MVVDMUNet:
+        """The same with the reference's weights. Raises ``SetError``."""
+        network, tensors = self.build(i2v_cond_time_zero), self.tensors("weights.safetensors")
+        wanted = network.state_dict()
+        shapes, ours = ({key: tensor.shape for key, tensor in state.items()} for state in (tensors, wanted))
+        differ = [key for key in sorted(shapes.keys() | ours.keys()) if shapes.get(key) != ours.get(key)]
+        if differ:
+            raise SetError(f"{len(differ)} weights of {self.folder} differ in name or shape, for example {differ[0]}.")
+        network.load_state_dict(tensors)
+        return nn.Module.to(network, dtype).eval()
+
+
+def short_kind(kind: str, plain: str) -> str:
+    """A level's kind: "CrossAttn" in "CrossAttnDownBlock2D", or the plain one."""
+    return "CrossAttn" if kind.startswith("CrossAttn") else plain
 
 
 @torch.no_grad()
 def unet_rows(folder: Path) -> Iterator[Row]:
-    """Forward passes, captured modules, the trace and the position tables of one folder."""
+    """Forward passes, captured modules, the trace and the position tables of one folder. Raises ``SetError``."""
     data = UNetSet.open(folder)
     network, inputs = data.network(), data.tensors("forward.safetensors")
-    floor = data.config["noise_floor_float32_vs_float64"]["rel_l2"]
-    output, seen = traced_forward(network, inputs, data.config["num_views"])
-    yield Row("UNet forward", relative(output, inputs["output"]), UNET_LIMIT, floor)
-    yield Row("UNet forward against float64", relative(output, inputs["output_float64"]), UNET_LIMIT, floor)
-    with_zero = forward(data.network(i2v_cond_time_zero=True), inputs, data.config["num_views"])
-    wanted = inputs["output_i2v_cond_time_zero"]
-    yield Row("UNet forward, i2v_cond_time_zero", relative(with_zero, wanted), UNET_LIMIT, floor)
-    for file, entry in data.config["files"].items():
-        if isinstance(entry, dict) and "module" in entry:
-            yield Row(entry["module"], module_error(data, network, inputs, entry["module"], file), UNET_LIMIT)
-    yield from trace_rows(json.loads((folder / "trace.json").read_text(encoding="utf-8")), seen)
-    for name, wanted in data.tensors("sine_pos_2d.safetensors").items():
-        _, channels, height, width = wanted.shape
-        table = sine_table_2d(height, width, channels).T.reshape(wanted.shape)
-        yield Row(f"position table {name}", relative(table, wanted), TABLE_LIMIT)
+    yield from forward_rows(data, network, inputs)
+    double = data.network(dtype=torch.float64)
+    entries = data.config["files"].items()
+    captures = [(entry["module"], file) for file, entry in entries if isinstance(entry, dict) and "module" in entry]
+    if not captures:
+        raise SetError(f"The config.json of {folder} names no captured modules.")
+    for name, file in captures:
+        capture = data.tensors(file)
+
+        def run(dtype: torch.dtype, name: str = name, capture: dict[str, Tensor] = capture) -> Tensor:
+            own = double if dtype == torch.float64 else network
+            both = in_type(capture, dtype), in_type(inputs, dtype)
+            return run_module(own, own.get_submodule(name), *both, data.config["num_views"])
+
+        yield compare(name, run, capture["output"], UNET_LIMIT)
+    if data.has("sine_pos_2d.safetensors"):
+        for name, wanted in data.tensors("sine_pos_2d.safetensors").items():
+            _, channels, height, width = wanted.shape
+            table = sine_table_2d(height, width, channels).T.reshape(wanted.shape)
+            yield Row(f"position table {name}", relative(table, wanted), TABLE_LIMIT, ROUNDING)
+
+
+def forward_rows(data: UNetSet, network: MVVDMUNet, inputs: dict[str, Tensor]) -> Iterator[Row]:
+    """The whole network, in both settings, in float64, and its sub-modules on the way."""
+    views, named = data.config["num_views"], data.config["files"].get("forward.safetensors", {})
+    output, seen = traced_forward(network, inputs, views)
+    yield Row("UNet forward", relative(output, inputs["output"]), UNET_LIMIT, data.floor)
+
+    def wanted(name: str) -> bool:
+        return name in inputs or name in named
+
+    if wanted("output_float64"):
+        yield Row("UNet forward against float64", relative(output, inputs["output_float64"]), UNET_LIMIT, data.floor)
+        double = forward(data.network(dtype=torch.float64), in_type(inputs, torch.float64), views)
+        yield Row("UNet forward in float64", relative(double, inputs["output_float64"]), DOUBLE_LIMIT)
+    if wanted("output_i2v_cond_time_zero"):
+        with_zero = forward(data.network(i2v_cond_time_zero=True), inputs, views)
+        error = relative(with_zero, inputs["output_i2v_cond_time_zero"])
+        yield Row("UNet forward, i2v_cond_time_zero", error, UNET_LIMIT, data.floor)
+    if data.has("trace.json"):
+        yield from trace_rows(read_json(data.folder / "trace.json"), seen)
 
 
 def forward(network: MVVDMUNet, inputs: dict[str, Tensor], views: int) -> Tensor:
@@ -161,13 +267,6 @@ def trace_rows(trace: list[dict], seen: dict[str, Tensor]) -> Iterator[Row]:
     yield Row(
         f"trace of {found} of {len(trace)} sub-modules, worst {where}", worst if found else float("nan"), TRACE_LIMIT
     )
-
-
-def module_error(data: UNetSet, network: MVVDMUNet, inputs: dict[str, Tensor], name: str, file: str) -> float:
-    """The error of one captured module, run alone on the reference's input."""
-    capture = data.tensors(file)
-    got = run_module(network, network.get_submodule(name), capture, inputs, data.config["num_views"])
-    return relative(got, capture["output"])
 
 
 def run_module(

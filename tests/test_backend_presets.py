@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from backend.mv_vdm.sampling import SamplerSettings
-from backend.presets import sampler_settings, sds_settings
+from backend.presets import sampler_settings, sds_settings, with_choices
+from backend.protocol import JobSettings
 
 RELEASED = SamplerSettings()
 STARTER = SamplerSettings(steps=4, guidance_scale=1.0, freeinit_iterations=1, clean_clamp=3.0)
@@ -28,6 +29,13 @@ def test_standard_leaves_a_model_that_wants_few_steps_alone():
 @pytest.mark.parametrize(("own", "steps"), [(RELEASED, 8), (STARTER, 4)])
 def test_draft_is_one_short_pass(own, steps):
     assert sampler_settings("draft", own) == replace(own, steps=steps, freeinit_iterations=1)
+
+
+def test_a_jobs_own_settings_go_before_the_presets():
+    job = JobSettings("it sways", steps=5, passes=2, solver="dpm", guidance=3, coarse_to_fine=True, negative_prompt="x")
+    wanted = SamplerSettings(5, 3, 2, "dpm", coarse_to_fine=True, negative_prompt="x", clean_clamp=3.0)
+    assert with_choices(STARTER, job) == wanted
+    assert with_choices(STARTER, JobSettings("it sways")) == STARTER
 
 
 def test_only_the_paper_refines_and_by_its_own_numbers():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from animate3d_addon import backend_process
 from animate3d_addon.backend_process import BackendProcess, command
-from backend.protocol import JobSettings, Motion, Subject, UserError, condition_cameras, subject_to_world
+from backend.protocol import JobSettings, Motion, Subject, UserError, Video, condition_cameras, subject_to_world
 from backend.protocol import position_code as code
 
 SIZE = 32
@@ -148,6 +148,21 @@ def test_a_motion_that_the_model_does_not_know_runs_as_the_nearest_and_says_so(b
     assert messages[-1]["report"]["settings"]["understood"] == "a box swells"
 
 
+def test_the_video_is_seen_while_it_forms(job, tiny_weights):
+    """Every other frame, as the sampler guesses them, before the video is there; it leaves no file."""
+    from backend import jobs, memory
+
+    seen = []
+
+    def tell(kind, **what):
+        if kind == "forming":
+            seen.append(Video.load(job, forming=True).frames)
+            assert not Video.path(job).exists()
+
+    jobs.run_job(job, lambda *_: None, jobs.Models(), memory.PeakMemory(with_parent=False), tell)
+    assert seen and seen[0].shape == (4, 2, SIZE, SIZE, 4) and not Video.path(job, forming=True).exists()
+
+
 def test_check_tells_what_the_model_animates(backend, job):
     backend.send("check", settings=vars(JobSettings.load(job)))
     assert backend.wait(60) == {"type": "checked", "appearance": "position"}
@@ -228,11 +243,11 @@ def test_out_of_memory_is_tried_once_more_with_less(job, monkeypatch):
     asked, told = [], []
     real = jobs.Models.get
 
-    def get(self, folder, device, memory):
+    def get(self, folder, device, memory, compiled):
         asked.append(memory)
         if len(asked) <= fail:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, folder, device, memory)
+        return real(self, folder, device, memory, compiled)
 
     monkeypatch.setattr(jobs.Models, "get", get)
     peak = memory.PeakMemory(with_parent=False)
@@ -257,7 +272,6 @@ def test_rendering_road_with_splats(job):
 
     from backend import steps
     from backend.motion.settings import preset
-    from backend.protocol import Video
 
     subject, cpu = Subject.load(job), torch.device("cpu")
     splats = steps.make_splats(job, subject, "position", 0, cpu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from animate3d_addon import models
 from animate3d_addon.batch_options import Options, UsageError, check_options, read_options
 from backend.protocol import UserError
 
@@ -24,6 +25,60 @@ def test_defaults_and_all_options():
     assert (job.object, job.preset, job.seed, job.frames) == ("Cube", "paper", 7, 8)
     assert (job.start_frame, job.frame_step) == (5, 2)
     assert report == job.report == "r.json" and job.job_settings().memory == "low"
+
+
+def test_the_sampler_can_be_told():
+    said = ["--prompt", "p", "--output", "o.glb"]
+    settings = read_options(said)[0][0].job_settings()
+    assert (settings.steps, settings.passes, settings.solver, settings.guidance, settings.compile) == (
+        *[None] * 4,
+        False,
+    )
+    said += ["--steps", "12", "--passes", "2", "--solver", "dpm", "--guidance", "3.5", "--coarse-to-fine", "on"]
+    settings = read_options([*said, "--negative-prompt", "blurry", "--compile", "on"])[0][0].job_settings()
+    assert (settings.steps, settings.passes, settings.solver, settings.guidance) == (12, 2, "dpm", 3.5)
+    assert settings.coarse_to_fine and settings.compile and settings.negative_prompt == "blurry"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("steps", -1, "number of steps"),
+        ("passes", 99, "number of passes"),
+        ("solver", "euler", "solver is none of"),
+        ("guidance", "much", "guidance “much” is no number"),
+        ("guidance", "nan", "guidance scale"),
+        ("coarse_to_fine", "maybe", "neither on nor off"),
+        ("compile", "yes", "neither on nor off"),
+    ],
+)
+def test_samplers_that_make_no_sense_are_refused(field, value, said):
+    with pytest.raises(UserError, match=said):
+        Options(prompt="p", **{field: value}).job_settings()
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "gigabytes", "chosen"),
+    [
+        ("auto", True, 8.0, "animate3d"),
+        ("cuda", True, 8.0, "animate3d"),
+        ("cpu", True, 8.0, "starter"),
+        ("auto", True, 4.0, "starter"),
+        ("auto", False, 8.0, "starter"),
+    ],
+)
+def test_the_released_model_is_the_default_where_a_gpu_has_room(
+    device, installed, gigabytes, chosen, tmp_path, monkeypatch
+):
+    if installed:
+        (tmp_path / "animate3d").mkdir()
+        (tmp_path / "animate3d" / "model.json").write_text("{}")
+    monkeypatch.setattr(models, "gpu_memory_gb", lambda: gigabytes)
+    assert models.default(device, tmp_path) == chosen
+
+
+def test_the_drivers_word_on_gpu_memory_is_a_number():
+    assert models.gpu_memory_gb() >= 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("bpy")
@@ -71,6 +72,60 @@ def test_table_with_broken_rows(cone, tmp_path, tiny_weights):
     assert content["animations"][0]["channels"][0]["target"]["path"] == "weights"
     assert [path.name for path in tmp_path.glob("*.glb")] == ["cut.glb"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.glb"]
+
+
+def start_table(cone: Path, folder: Path, weights: Path, rows: int = 3) -> subprocess.Popen:
+    """A table of rows that are called a, b, c … and take a while."""
+    table = folder / "jobs.csv"
+    lines = [f'"{cone}",a cone sways,{folder / chr(97 + row)}.glb,4' for row in range(rows)]
+    table.write_text("\n".join(["input,prompt,output,frames", *lines]), encoding="utf-8")
+    command = [*BATCH, "--", "--jobs", table, "--weights", weights, "--report", folder / "report.json"]
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen, words: str, times: int = 1) -> None:
+    for line in process.stdout:
+        times -= line.startswith(words)
+        if times == 0:
+            return
+    raise AssertionError(words)
+
+
+def children(process: subprocess.Popen) -> list[psutil.Process]:
+    """Of all generations: the one that does the rows first, then its backend."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_where_blender_dies_in_a_row_the_others_are_done(cone, tmp_path, tiny_weights):
+    process = start_table(cone, tmp_path, tiny_weights)
+    wait_for(process, "fitting", times=2)
+    before = children(process)
+    before[0].kill()
+    process.stdout.read()
+    assert process.wait(300) == 1
+    assert process.stderr.read().splitlines() == ["Line 3: Blender stopped unexpectedly (SIGKILL). Run this job again."]
+    jobs = json.loads((tmp_path / "report.json").read_text())["jobs"]
+    assert [job.get("error", "") for job in jobs] == ["", "internal", ""]
+    assert sorted(path.name for path in tmp_path.glob("*.glb")) == ["a.glb", "c.glb"]
+    assert psutil.wait_procs(before, 20)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_table_ends_with_whoever_started_it(cone, tmp_path, tiny_weights, number):
+    """Ctrl-C stops all rows where they can go on; a kill leaves no process."""
+    process = start_table(cone, tmp_path, tiny_weights)
+    wait_for(process, "fitting")
+    before = children(process)
+    os.killpg(process.pid, number)
+    process.stdout.read()
+    assert process.wait(60) == (130 if number == signal.SIGINT else -number)
+    if number == signal.SIGINT:
+        (said,) = process.stderr.read().splitlines()
+        assert said.startswith("Line 2: The job was cancelled. Run it again with --keep-job")
+    assert psutil.wait_procs(before, 30)[1] == [] and len(before) >= 2
+    assert not list(tmp_path.glob("*.glb"))
 
 
 def test_interrupted_job_goes_on(cone, tmp_path, tiny_weights):

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("bpy")
 
+from backend_python import PYTHON
+
 ROOT = Path(__file__).resolve().parent.parent
 # Blender ends without a word of it where a script fails: the last line says how it went.
 INSTALLED = """
@@ -77,7 +79,7 @@ def test_what_is_fetched_outlives_an_update(archive, tmp_path, tiny_weights):
     script = tmp_path / "script.py"
     script.write_text(INSTALLED)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANIMATE3D_")}
-    environment |= {"BLENDER_USER_RESOURCES": str(tmp_path / "user"), "ANIMATE3D_PYTHON": sys.executable}
+    environment |= {"BLENDER_USER_RESOURCES": str(tmp_path / "user"), "ANIMATE3D_PYTHON": PYTHON}
     run = subprocess.run(
         [sys.executable, str(script), str(archive), str(tiny_weights)],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
@@ -87,3 +89,13 @@ def test_what_is_fetched_outlives_an_update(archive, tmp_path, tiny_weights):
     assert all(Path(found["folder"]) not in Path(place).parents for place in found["places"])
     assert found["new"] == [] and found["caches"] == []
     assert {"weights", "jobs"} <= set(found["left"])
+
+    # The script inside the installed extension finds what the panel has installed.
+    (tmp_path / "cube.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 0 1\nf 1 2 3\n")
+    run = subprocess.run(
+        [sys.executable, str(Path(found["folder"]) / "animate_batch.py"), "--", "--input", str(tmp_path / "cube.obj"),
+         "--prompt", "it sways", "--frames", "4", "--weights", "animate3d", "--output", str(tmp_path / "out.glb")],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out.glb").is_file()

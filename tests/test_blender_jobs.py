@@ -14,6 +14,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+from backend_python import PYTHON  # noqa: E402
 
 import animate3d_addon  # noqa: E402
 from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, takes, watch  # noqa: E402
@@ -36,7 +37,7 @@ def registered(tmp_path, monkeypatch):
 
 @pytest.fixture
 def queue(tmp_path):
-    made = job_queue.JobQueue(tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD)
+    made = job_queue.JobQueue(tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD)
     yield made
     made.close()
 
@@ -167,7 +168,7 @@ def test_the_backend_is_killed(queue, tiny_weights):
 def test_an_idle_backend_is_let_go(tmp_path, tiny_weights):
     warm = [60.0]
     queue = job_queue.JobQueue(
-        tmp_path / "jobs", lambda: sys.executable, lambda job: CHILD, warm_seconds=lambda: warm[0]
+        tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD, warm_seconds=lambda: warm[0]
     )
     queue.add(new_job(queue.root, str(tiny_weights)))
     run(queue, lambda: not queue.is_busy)
@@ -234,13 +235,14 @@ def test_what_can_not_be_animated_is_refused_in_a_sentence(make, sentence):
 
 
 def test_every_property_and_operator_explains_itself():
-    from animate3d_addon import operators, properties, take_operators
+    from animate3d_addon import mends, operators, properties, setup_operators, splat_operators, take_operators
 
-    for cls in (*properties.CLASSES, *operators.CLASSES, *take_operators.CLASSES):
+    modules = (operators, splat_operators, mends, take_operators, setup_operators)
+    for cls in (*properties.CLASSES, *(cls for module in modules for cls in module.CLASSES)):
         inherited = cls.bl_rna.base.properties.keys()
         for prop in cls.bl_rna.properties:
             assert prop.description or prop.identifier in inherited, (cls, prop.identifier)
-    assert all(cls.__doc__ for cls in (*operators.CLASSES, *take_operators.CLASSES))
+    assert all(cls.__doc__ for module in modules for cls in module.CLASSES)
 
 
 def test_the_time_left_grows_on_a_machine_that_is_busy(tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+from backend_python import make_rig  # noqa: E402
 
 from animate3d_addon import bake, bake_rig, files, meshes  # noqa: E402
 from animate3d_addon.temporary import temporary_scene  # noqa: E402
 from backend import protocol  # noqa: E402
-from backend.motion.skeleton import make_rig  # noqa: E402
 
 FRAMES = 5
 PLAIN = bake.BakeSettings(apply_modifiers=True)

@@ -9,15 +9,15 @@ import pytest
 
 bpy = pytest.importorskip("bpy")
 
+from backend_python import make_rig  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
 from test_blender_files import read_back  # noqa: E402
 from test_blender_rig import bend, look, post_and_ball, subject_of  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import bake, bake_rig, files, takes  # noqa: E402
+from animate3d_addon import bake, bake_rig, files, points, takes  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
-from backend.motion.skeleton import make_rig  # noqa: E402
 
 FRAMES, STEP = 6, 3
 TIMES = np.arange(1, 1 + STEP * (FRAMES - 1) + 0.25, 0.5)  # every frame and half-frame of the motion
@@ -78,6 +78,29 @@ def test_every_frame_and_half_frame_comes_back(suffix: str, output: str, tmp_pat
     files.save(tmp_path / f"out{suffix}", exported)
     read_back(tmp_path / f"out{suffix}")
     same_motion(looks(TIMES + SHIFT.get(suffix, 0)), truth)
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".fbx", ".usdc", ".abc", ".blend"])
+def test_points_come_back(suffix: str, tmp_path: Path) -> None:
+    """Every format can hold vertices that move, whatever draws them in Blender."""
+    objects = post_and_ball()
+    bpy.context.scene.render.fps = files.FRAME_RATE
+    bpy.context.scene.frame_start = bpy.context.scene.frame_end = 1
+    subject, rest = subject_of(objects), look(objects)
+    clouds = points.bake_points(objects, subject, motion_of(rest), bake.BakeSettings(), 400)
+    files.save(tmp_path / f"out{suffix}", clouds)
+    assert all(cloud.modifiers[0].show_viewport for cloud in clouds)
+    truth = point_looks(TIMES)
+    read_back(tmp_path / f"out{suffix}")
+    same_motion(point_looks(TIMES + SHIFT.get(suffix, 0)), truth)
+
+
+def point_looks(times: np.ndarray) -> np.ndarray:
+    """The same of clouds, without what draws them."""
+    for obj in bpy.context.scene.objects:
+        for modifier in obj.modifiers:
+            modifier.show_viewport = modifier.type != "NODES"
+    return looks(times)
 
 
 @pytest.mark.parametrize("output", ["keys", "rig"])

@@ -8,6 +8,7 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 import blender_scenes as scenes  # noqa: E402
+from backend_python import make_rig  # noqa: E402
 from mathutils import Matrix  # noqa: E402
 from test_blender_rig import bend, look, post_and_ball, subject_of  # noqa: E402
 
@@ -15,7 +16,6 @@ import animate3d_addon  # noqa: E402
 from animate3d_addon import backend_process, take_edits, takes, watch  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
-from backend.motion.skeleton import make_rig  # noqa: E402
 
 FRAMES = 5
 

@@ -10,7 +10,7 @@ bpy = pytest.importorskip("bpy")
 import blender_scenes as scenes  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import compat, mesh_cache, take_edits, takes  # noqa: E402
+from animate3d_addon import compat, mesh_cache, take_data, take_edits, takes  # noqa: E402
 from animate3d_addon.timing import Timing, hats  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -167,7 +167,7 @@ def test_a_mesh_that_has_changed_is_told_and_left_alone(tmp_path):
     add_takes([obj], tmp_path)
     obj.data = scenes.mesh_object("Other", [(0, 0, 0), (1, 0, 0), (0, 1, 0)], [(0, 1, 2)]).data
     obj.animate3d.active_index = 0
-    assert "has 3" in takes.fault(obj).message and obj.data.shape_keys is None
+    assert "has 3" in take_data.fault(obj).message and obj.data.shape_keys is None
     with pytest.raises(protocol.UserError, match="mesh has changed"):
         takes.show(obj)
 

@@ -200,7 +200,7 @@ def test_the_road_refines_what_was_fitted_and_goes_on_from_there(job: Path, monk
                   resolutions=((8, 8, 8, 4),), channels=4)  # fmt: skip
     monkeypatch.setattr(steps, "SPLATS", 300)
     monkeypatch.setattr(jobs, "fit_preset", lambda name: fit)
-    monkeypatch.setattr(jobs, "needs_gaussians", lambda name, appearance: road == "rendering")
+    monkeypatch.setattr(jobs, "needs_gaussians", lambda name, appearance, surface: road == "rendering")
     sds = replace(FEW, iterations=2, max_gaussians=300)
     monkeypatch.setattr(jobs, "sds_settings", lambda preset: sds)
     replace(JobSettings.load(job), preset="paper").save(job)

@@ -29,6 +29,7 @@ from backend.mv_vdm.images import (
     write_pictures,
 )
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo, _read_tokenizer
+from backend.mv_vdm.resume import StepLog
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.mv_vdm.unet import MVVDMUNet
 from backend.protocol import condition_cameras
@@ -245,6 +246,38 @@ def test_a_cancelled_run_comes_out_the_same_when_it_is_started_again():
     with pytest.raises(Cancelled):
         generate(model, seed=5, settings=settings, callback=cancel)
     assert np.array_equal(generate(model, seed=5, settings=settings), undisturbed)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_a_killed_run_goes_on_at_its_next_step_and_ends_the_same(solver, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(step, total, clean):
+        if step == 3:
+            raise Killed
+
+    model, asked = tiny_model("color"), []
+    settings = SamplerSettings(steps=2, guidance_scale=2.0, freeinit_iterations=2, solver=solver)
+    undisturbed = generate(model, seed=5, settings=settings)
+    log = StepLog(tmp_path, worth_keeping=0.0)
+    with pytest.raises(Killed):
+        generate(model, seed=5, settings=settings, callback=kill, log=log)
+    model.unet.register_forward_pre_hook(lambda *_: asked.append(1))
+    assert np.array_equal(generate(model, seed=5, settings=settings, log=log), undisturbed)
+    assert len(asked) == 1  # of four steps
+
+
+def test_damaged_and_fast_steps_are_done_again(tmp_path):
+    latents = torch.randn(1, 2, 3, 4, 4)
+    log = StepLog.of(tmp_path, ("a prompt", 7), b"pictures")
+    log.write(0, latents, seconds=0.01)
+    log.write(1, latents, seconds=10.0)
+    assert log.read(0, latents) is None and torch.equal(log.read(1, latents), latents)
+    assert StepLog.of(tmp_path, ("a prompt", 8), b"pictures").read(1, latents) is None
+    path = next(log.folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-200])
+    assert log.read(1, latents) is None
 
 
 def test_colours_go_on_grey_as_a_picture_file_holds_them():

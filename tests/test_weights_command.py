@@ -111,3 +111,19 @@ def test_every_pinned_revision_can_be_changed():
     changed = at_revisions({"motion": "v2"})
     assert {source.name: source.revision for source in changed if source.name == "motion"} == {"motion": "v2"}
     assert [a for a, b in zip(SOURCES, changed, strict=True) if a != b] == [SOURCES[2]]
+
+
+def test_the_doctor_has_a_line_for_each_check_and_a_mend_for_each_that_fails(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_rasterizer", lambda: "numba on cpu")  # compiles for long
+    doctor.check_all()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "Python", "PyTorch", "Libraries", "GPU", "Memory", "Rasterizer", "Weights", "Weights", "Disk",
+    ]  # fmt: skip
+    monkeypatch.setattr(doctor, "FREE_DISK_GB", 1e9)
+    monkeypatch.setattr(doctor, "FREE_MEMORY_GB", 1e9)
+    monkeypatch.setattr(doctor, "LIBRARIES", ("no_such_library",))
+    assert doctor.check_all() == 1
+    bad = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")}
+    assert set(bad) == {"Libraries", "Memory", "Disk"}
+    assert doctor.AGAIN in bad["Libraries"] and "Close other programs" in bad["Memory"] and "TMPDIR" in bad["Disk"]

@@ -23,7 +23,7 @@ def main() -> int:
     for arguments in (
         ["validate", str(ROOT), "--valid-tags="],
         ["build", "--source-dir", str(ROOT), "--output-dir", str(out), "--valid-tags="],
-        ["server-generate", "--repo-dir", str(out)],
+        ["server-generate", "--repo-dir", str(out), "--html"],
     ):
         if code := subprocess.run([sys.executable, str(tool), *arguments], check=False).returncode:
             return code

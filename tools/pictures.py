@@ -1,21 +1,25 @@
-"""Pictures of a finished job: the contact sheet (generated video above, final mesh below) and an animated preview."""
+"""Pictures of finished jobs: the contact sheet (generated video above, final mesh below) and an animated preview."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import bpy
 import imageio.v3 as iio
 import numpy as np
 from mathutils import Matrix
+from PIL import Image, ImageDraw, ImageFont
 
 from animate3d_addon import materials
 from animate3d_addon.quiet import quiet
 from backend import protocol
 
 CELL = 128  # pixels of a picture on the sheet: twice those of the starter model
-SHOWN_FRAMES = 8  # columns of the sheet: every other frame of 16
+SHOWN_FRAMES = 6  # columns of a prompt, of 16 frames
+CAPTION = 28  # pixels of the line above
 PAPER = 255
 
 
@@ -50,18 +54,37 @@ def _without_scale(matrix: np.ndarray, scale: float) -> Matrix:
     return Matrix(rigid.tolist())
 
 
-def contact_sheet(video: np.ndarray, mesh: np.ndarray, path: Path) -> None:
-    """A row for each view of the generated video [4, F, H, W, C], then a row for each view of the mesh [4, F, ...]."""
-    columns = np.linspace(0, video.shape[1] - 1, SHOWN_FRAMES).round().astype(int)
-    rows = [[_cell(view[frame]) for frame in columns] for pictures in (video, mesh) for view in pictures]
-    gap = np.full((6, CELL * SHOWN_FRAMES, 3), 160, np.uint8)
-    sheet = [np.concatenate(row, axis=1) for row in rows]
-    iio.imwrite(path, np.concatenate([*sheet[: len(video)], gap, *sheet[len(video) :]]))
+@dataclass(frozen=True)
+class Shown:
+    """What there is to see of one prompt; view 0 looks at the front, view 1 at a side."""
+
+    prompt: str
+    video: np.ndarray  # [4, F, H, W, C] uint8, generated
+    mesh: np.ndarray  # [4, F, CELL, CELL, 4] uint8, `render_animation`
 
 
-def preview(mesh: np.ndarray, path: Path, frames_per_second: float = 8.0) -> None:
-    """The four views of the moving mesh [4, F, H, W, 4] side by side."""
-    strips = [np.concatenate([_cell(view[frame]) for view in mesh], axis=1) for frame in range(mesh.shape[1])]
+def contact_sheet(shown: Sequence[Shown], path: Path) -> None:
+    """The prompts side by side: the front of the generated video, then the mesh from the front and from a side."""
+    gap = np.full((CAPTION + 3 * CELL, 6, 3), 160, np.uint8)
+    panels = [part for one in shown for part in (_panel(one), gap)][:-1]
+    iio.imwrite(path, np.concatenate(panels, axis=1))
+
+
+def _panel(one: Shown) -> np.ndarray:
+    columns = np.linspace(0, one.video.shape[1] - 1, SHOWN_FRAMES).round().astype(int)
+    views = (one.video[0], one.mesh[0], one.mesh[1])
+    rows = [np.concatenate([_cell(view[frame]) for frame in columns], axis=1) for view in views]
+    caption = Image.new("RGB", (rows[0].shape[1], CAPTION), "white")
+    ImageDraw.Draw(caption).text((6, 4), one.prompt, fill="black", font=ImageFont.load_default(CAPTION - 10))
+    return np.concatenate([np.asarray(caption), *rows])
+
+
+def preview(shown: Sequence[Shown], path: Path, frames_per_second: float = 8.0) -> None:
+    """The moving meshes side by side, a row for the front and one for a side."""
+    strips = [
+        np.concatenate([np.concatenate([_cell(one.mesh[view, frame]) for one in shown], axis=1) for view in (0, 1)])
+        for frame in range(shown[0].mesh.shape[1])
+    ]
     iio.imwrite(path, np.stack(strips), duration=1000.0 / frames_per_second, loop=0)
 
 

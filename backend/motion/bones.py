@@ -20,8 +20,17 @@ MAX_BONES = 128  # for objects of many parts; the solver's time grows with the s
 MIN_SPREAD = 0.03  # bones nearer than this to each other say nothing that 64 pixels could show
 WEIGHT_WIDTH = 0.5  # of the spread: width of the Gaussian weights
 LINKS = 5  # neighbours of each bone along the surface
-JOINT_STRENGTH = 0.3  # of a link between parts
+TOUCHING = 0.04  # subject units: two parts touch where they are not farther apart than that beyond the nearest place
 CHUNK = 65536  # points posed at once: bounds memory for meshes of any size
+
+
+@dataclass(frozen=True)
+class Joints:
+    """How bones hold together, relative to two neighbours along the surface agreeing on where they are."""
+
+    hinge: float = 0.0  # on the place half-way between them: may bend there, but not stretch
+    contacts: int = 1  # places at which parts that touch hold together; one lets wheels turn and lids open
+    contact: float = 0.3  # at each of these
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def apply_affine(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return (affine[..., :3] @ points[None, :, :, None])[..., 0] + affine[..., 3]
 
 
-def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.device) -> Rig:
+def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.device, hold: Joints = Joints()) -> Rig:
     """Seeds `bones` bones (fewer on tiny graphs, more on many parts) and hangs every node of the graph on them.
 
     Parts with a bounding box diagonal above `large_part` (subject units) get bones of their own.
@@ -118,7 +127,7 @@ def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.
     weights[weights < 1e-3] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
     centres = (weights / weights.sum(axis=0)).T @ graph.nodes
-    links, joints, strength = _links(graph, part, centres, seeds, distance)
+    links, joints, strength = _links(graph, part, centres, seeds, distance, hold)
     return Rig(
         graph,
         torch.tensor(centres, dtype=torch.float32, device=device),
@@ -184,12 +193,12 @@ def _spread(between: np.ndarray) -> float:
 
 
 def _links(
-    graph: SurfaceGraph, part: np.ndarray, centres: np.ndarray, seeds: np.ndarray, distance: np.ndarray
+    graph: SurfaceGraph, part: np.ndarray, centres: np.ndarray, seeds: np.ndarray, distance: np.ndarray, hold: Joints
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What holds bones together: pairs [E, 2], a rest point that both must agree on [E, 3], and strengths [E].
 
-    Along the surface the points are the two centres (the edge term of embedded deformation); between parts it is
-    the one place where they are nearest, so that a wheel may turn and a lid may open.
+    Along the surface the points are the two centres (the edge term of embedded deformation), and half-way; between
+    parts they are the places where these are nearest.
     """
     between = distance[seeds] + np.diag(np.full(len(seeds), np.inf))
     order = np.argsort(between, axis=1)[:, :LINKS]
@@ -197,22 +206,37 @@ def _links(
     links = [pair for b, k in sorted(pairs) for pair in ((b, k), (b, k))]
     joints = [centres[bone] for b, k in sorted(pairs) for bone in (b, k)]
     strength = [1.0] * len(links)
+    if hold.hinge > 0.0:
+        links += sorted(pairs)
+        joints += [0.5 * (centres[b] + centres[k]) for b, k in sorted(pairs)]
+        strength += [hold.hinge] * len(pairs)
     trees = [cKDTree(graph.nodes[part == k]) for k in range(part.max() + 1)]
     for k in range(len(trees) if len(trees) > 1 else 0):
-        for here, there in _contacts(graph, part, trees, k):
+        for here, there in _contacts(graph, part, trees, k, hold.contacts):
             links.append((int(distance[here].argmin()), int(distance[there].argmin())))
             joints.append(0.5 * (graph.nodes[here] + graph.nodes[there]))
-            strength.append(JOINT_STRENGTH)
+            strength.append(hold.contact)
     return np.array(links).reshape(-1, 2), np.array(joints).reshape(-1, 3), np.array(strength)
 
 
-def _contacts(graph: SurfaceGraph, part: np.ndarray, trees: list[cKDTree], k: int) -> list[tuple[int, int]]:
-    """Where part `k` is nearest to the two parts nearest to it: (node here, node there)."""
+def _contacts(graph: SurfaceGraph, part: np.ndarray, trees: list[cKDTree], k: int, count: int) -> list[tuple[int, int]]:
+    """Where part `k` is nearest to the parts nearest to it: (node here, node there), up to `count` for each part.
+
+    Spread out as far as the two parts touch, so that what lies on another part keeps to it in all directions.
+    """
     mine = np.flatnonzero(part == k)
     found = []
     for other in range(len(trees)):
-        if other != k:
-            away, index = trees[other].query(graph.nodes[mine])
-            here = int(away.argmin())
-            found.append((float(away[here]), other, int(mine[here]), int(np.flatnonzero(part == other)[index[here]])))
-    return [entry[2:] for entry in sorted(found)[:2]]
+        if other == k:
+            continue
+        away, index = trees[other].query(graph.nodes[mine])
+        there = np.flatnonzero(part == other)[index]
+        chosen = [int(away.argmin())]
+        touching = away < away.min() + TOUCHING
+        while len(chosen) < count:
+            apart = cKDTree(graph.nodes[mine[chosen]]).query(graph.nodes[mine])[0] * touching
+            if apart.max() < TOUCHING:
+                break
+            chosen.append(int(apart.argmax()))
+        found.append((float(away.min()), other, [(int(mine[c]), int(there[c])) for c in chosen]))
+    return [pair for entry in sorted(found)[:2] for pair in entry[2]]

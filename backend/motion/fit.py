@@ -17,6 +17,7 @@ from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig, observe
 from backend.motion.settings import FitSettings, preset
 from backend.motion.start import start_poses
+from backend.motion.tracking import Tracker
 from backend.splats.gaussians import Gaussians
 
 Progress = Callable[[int, int], None]  # step, steps; raises to end the fit
@@ -33,19 +34,25 @@ def fit_video(
 ) -> np.ndarray:
     """The motion stage by preset; matte [4, F, H, W] -> offsets [F, V, 3] in subject space, frame 0 exactly zero.
 
-    Draft and standard solve position-coded videos by correspondences and render for the others; `paper` is the
-    paper, whatever the video shows. The Gaussians must have the video's colours; correspondences need none.
+    Draft and standard solve position-coded videos by correspondences, track the surface in others, and render only
+    for Gaussians without a surface; `paper` is the paper, whatever the video shows. The Gaussians must have the
+    video's colours; only rendering needs any.
     """
     return fit_motion(subject, gaussians, video, matte, preset(preset_name), device, callback)
 
 
-def needs_gaussians(preset_name: str, appearance: str) -> bool:
-    """Whether `fit_video` will render."""
-    return not _by_correspondence(preset(preset_name), appearance)
+def needs_gaussians(preset_name: str, appearance: str, surface: bool = True) -> bool:
+    """Whether `fit_video` will render; `surface`: the subject has faces."""
+    return road_of(preset(preset_name), appearance, surface) == "rendering"
 
 
-def _by_correspondence(settings: FitSettings, appearance: str) -> bool:
-    return settings.road == "correspondence" or (settings.road == "auto" and appearance == "position")
+def road_of(settings: FitSettings, appearance: str, surface: bool) -> str:
+    """Which way a video takes: correspondence | tracking | rendering."""
+    if settings.road != "auto":
+        return settings.road
+    if appearance == "position":
+        return "correspondence"
+    return "tracking" if surface else "rendering"
 
 
 def fit_motion(
@@ -62,8 +69,12 @@ def fit_motion(
     frames = video.frames.shape[1]
     if frames < 2:
         return np.zeros((frames, len(subject.vertices), 3), np.float32)
-    if _by_correspondence(settings, video.appearance):
-        field = fit_by_correspondence(subject, video.frames, matte, settings, device, callback)
+    road = road_of(settings, video.appearance, len(subject.faces) > 0)
+    if road != "rendering":
+        if road == "tracking":
+            field = fit_by_tracking(subject, video.frames, matte, settings, callback)
+        else:
+            field = fit_by_correspondence(subject, video.frames, matte, settings, device, callback)
         owner = field.rig.graph.owner
         return read_offsets(lambda points, part, times: field.positions(points, owner[part], times), subject, frames)
     field, _ = fit_by_rendering(subject, gaussians, video.frames, matte, settings, device, callback)
@@ -107,6 +118,26 @@ def fit_by_correspondence(
         callback(done, steps)
 
     return RigField(rig, *fit_rig(rig, seen, start_poses(rig, seen, frames.shape[1]), options, step_done))
+
+
+def fit_by_tracking(
+    subject: protocol.Subject, frames: np.ndarray, matte: np.ndarray, settings: FitSettings, callback: Progress
+) -> RigField:
+    """A rig posed by a true-colour video, on the CPU: frames [4, F, H, W, C] uint8, matte [4, F, H, W]."""
+    options = settings.track
+    steps = frames.shape[1] + len(options.joint)
+    graph = build_graph(subject.vertices, subject.faces, subject.weld)
+    rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
+    tracker = Tracker(subject, graph, rig, _rest_samples(subject, options.samples), frames, matte, options)
+    done = 1
+    callback(done, steps)
+
+    def step_done() -> None:
+        nonlocal done
+        done += 1
+        callback(done, steps)
+
+    return RigField(rig, *tracker.run(step_done))
 
 
 def _rest_samples(subject: protocol.Subject, count: int) -> np.ndarray:

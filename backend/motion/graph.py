@@ -35,7 +35,7 @@ def build_graph(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray, max_n
     points, triangles = split_long_edges(vertices[first].astype(np.float64), weld[faces], max_nodes)
     start, end = edges_of(triangles)
     part = connected_components(_adjacency(points, start, end), directed=False)[1]
-    cell = _cluster(points, part, max_nodes)
+    cell = cluster(points, part, max_nodes)
     picked = np.unique(cell, return_index=True)[1]
     nodes = points[picked]
     crossing = cell[start] != cell[end]
@@ -45,7 +45,7 @@ def build_graph(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray, max_n
 
 def _point_graph(points: np.ndarray, max_nodes: int) -> SurfaceGraph:
     """Graph of points without faces: cells of space, each connected to those around it; islands to the nearest."""
-    cell = _cluster(points, np.zeros(len(points), np.int64), max_nodes)
+    cell = cluster(points, np.zeros(len(points), np.int64), max_nodes)
     count = np.bincount(cell)[:, None]
     nodes = np.stack([np.bincount(cell, points[:, axis]) for axis in range(3)], axis=1) / count
     reach, near = cKDTree(nodes).query(nodes, k=min(1 + NEIGHBOURS, len(nodes)))
@@ -117,7 +117,7 @@ def _adjacency(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> csr_ma
     return csr_matrix((np.concatenate([length, length]), both), shape=(len(points), len(points)))
 
 
-def _cluster(points: np.ndarray, part: np.ndarray, max_nodes: int) -> np.ndarray:
+def cluster(points: np.ndarray, part: np.ndarray, max_nodes: int) -> np.ndarray:
     """Index of each point's cell [U]: at most about `max_nodes` cells, none across two of the larger parts."""
     if len(points) <= max_nodes:
         return np.arange(len(points))

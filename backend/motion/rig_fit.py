@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.motion.accumulate import add_terms, frame_ranges
 from backend.motion.bones import Rig
 from backend.motion.correspondence import Correspondences
 from backend.motion.rotations import rotation_vector_to_matrix
@@ -49,6 +50,7 @@ class Observations:
     camera: Tensor  # [N, 3, 4] subject space to camera
     target: Tensor  # [N, 2]: x / depth and y / depth at which the camera sees it
     confidence: Tensor  # [N]
+    information: Tensor | None = None  # [N, 2, 2]: square root of how well each direction in the picture is known
 
 
 def observe(
@@ -109,19 +111,17 @@ class NormalEquations:
         self.rig, self.all_rotations, self.all_translations = rig, rotations, translations
         self.rotations, self.translations = rotations[1:], translations[1:]
         self.frames, self.bones = self.translations.shape[:2]
-        self.blocks = translations.new_zeros(self.frames * self.bones * self.bones, 36)
-        self.right = translations.new_zeros(self.frames * self.bones, 6)
+        size = 6 * self.bones
+        self.matrix = torch.zeros(self.frames, size, size, dtype=torch.float64)  # lower blocks
+        self.right = torch.zeros(self.frames, size, dtype=torch.float64)
 
     def _add(self, frame: Tensor, bones: Tensor, jacobian: Tensor, residual: Tensor, weight: Tensor) -> None:
         """frame [N], bones [N, K], jacobian [N, R, K, 6], residual [N, R], weight [N]."""
-        scaled = jacobian * weight[:, None, None, None]
-        gradient = torch.einsum("nrki,nr->nki", scaled, residual)
-        flat = jacobian.flatten(2)
-        product = (scaled.flatten(2).transpose(1, 2) @ flat).unflatten(1, (-1, 6)).unflatten(3, (-1, 6))
-        row = frame[:, None] * self.bones + bones  # [N, K]
-        block = row[:, :, None] * self.bones + bones[:, None, :]
-        self.blocks.index_add_(0, block.reshape(-1), product.transpose(2, 3).reshape(-1, 36))
-        self.right.index_add_(0, row.reshape(-1), -gradient.reshape(-1, 6))
+        order, first = frame_ranges(frame.cpu().numpy(), self.frames)
+        terms = [x.cpu().numpy() for x in (bones, jacobian, residual, weight)]
+        if order is not None:
+            terms = [x[order] for x in terms]
+        add_terms(first, *terms, self.matrix.numpy(), self.right.numpy())
 
     def add_pixels(self, seen: Observations, robust: float) -> None:
         """Reprojection error, Geman-McClure of width `robust` (a length beside the object)."""
@@ -131,12 +131,18 @@ class NormalEquations:
         along = along.expand(-1, -1, arms.shape[1], -1)
         turn = torch.linalg.cross(arms[:, None].expand_as(along), along)
         jacobian = torch.cat([turn, along], dim=-1) * seen.weights[:, None, :, None]
+        if seen.information is not None:
+            error = (seen.information @ error[..., None])[..., 0]
+            jacobian = torch.einsum("nij,njkl->nikl", seen.information, jacobian)
         squared = (error**2).sum(dim=-1)
         weight = seen.confidence * (robust**2 / (robust**2 + squared)) ** 2
         self._add(seen.frame, seen.bones, jacobian, error, weight)
 
-    def add_links(self, stiffness: float, between_parts: float) -> None:
-        """Neighbouring bones agree on where their joints are: the edge term of embedded deformation."""
+    def add_links(self, stiffness: float, between_parts: float, since: tuple[Tensor, Tensor] | None = None) -> None:
+        """Neighbouring bones agree on where their joints are: the edge term of embedded deformation.
+
+        With `since` (rotations [T, B, 3, 3], translations [T, B, 3]) they only keep how far they agreed in that pose.
+        """
         sides = []
         for bone in self.rig.links.unbind(-1):
             arms = (self.rotations[:, bone] @ (self.rig.joints - self.rig.centres[bone])[..., None])[..., 0]
@@ -145,11 +151,14 @@ class NormalEquations:
         (here, by_first), (there, by_second) = sides
         frame = torch.arange(self.frames, device=here.device).repeat_interleave(len(self.rig.links))
         jacobian = torch.stack([by_first, -by_second], dim=2)  # [T E, 3, 2, 6]
+        error = here - there
+        if since is not None:
+            error = error - joint_gaps(self.rig, *since).flatten(0, 1)
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
         between = self.rig.part[self.rig.links[:, 0]] != self.rig.part[self.rig.links[:, 1]]
         weight = torch.where(between, between_parts, stiffness) * self.rig.strength
         weight = weight.repeat(self.frames)
-        self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, here - there, weight)
+        self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, error, weight)
 
     def add_time(self, weight: float) -> None:
         """Each bone lies half-way between its poses of the frames before and after (those of the last step)."""
@@ -179,13 +188,12 @@ class NormalEquations:
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """The step: turns [T, B, 3], at most a radian long, and shifts [T, B, 3]."""
-        matrix = self.blocks.view(self.frames, self.bones, self.bones, 6, 6).transpose(2, 3)
-        matrix = matrix.reshape(self.frames, 6 * self.bones, 6 * self.bones).double()
+        matrix = self.matrix.clone()
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         diagonal += 1e-6 + DAMPING * diagonal
         factor = torch.linalg.cholesky(matrix)
-        right = self.right.view(self.frames, -1, 1).double()
-        step = torch.cholesky_solve(right, factor).to(self.right).view(self.frames, self.bones, 6)
+        step = torch.cholesky_solve(self.right[..., None], factor).to(self.translations)
+        step = step.view(self.frames, self.bones, 6)
         turn, shift = step.split(3, dim=-1)
         return turn / turn.norm(dim=-1, keepdim=True).clamp_min(1.0), shift
 
@@ -202,6 +210,17 @@ def pixel_errors(rig: Rig, seen: Observations, rotations: Tensor, translations: 
     moved = (seen.weights[..., None] * (arms + centres + translations[at])).sum(dim=1)
     in_camera = (seen.camera[..., :3] @ moved[..., None])[..., 0] + seen.camera[..., 3]
     return in_camera[:, :2] + seen.target * in_camera[:, 2:], arms
+
+
+def joint_gaps(rig: Rig, rotations: Tensor, translations: Tensor) -> Tensor:
+    """How far linked bones disagree on where their joint is, [T, E, 3]."""
+    first, second = (
+        (rotations[:, bone] @ (rig.joints - rig.centres[bone])[..., None])[..., 0]
+        + rig.centres[bone]
+        + translations[:, bone]
+        for bone in rig.links.unbind(-1)
+    )
+    return first - second
 
 
 def _rigid_jacobian(arms: Tensor) -> Tensor:

@@ -54,6 +54,15 @@ def rotation_vector_to_matrix(vector: Tensor) -> Tensor:
     return quaternion_to_matrix(rotation_vector_to_quaternion(vector))
 
 
+def matrix_to_rotation_vector(matrix: Tensor) -> Tensor:
+    """Rotation matrices [..., 3, 3] to axis times angle [..., 3], at most half a turn."""
+    quaternion = matrix_to_quaternion(matrix)
+    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    sine = quaternion[..., 1:].norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(sine, quaternion[..., :1])
+    return quaternion[..., 1:] * torch.where(sine > 1e-6, angle / sine.clamp_min(1e-12), torch.full_like(sine, 2.0))
+
+
 def rotation_vector_to_quaternion(vector: Tensor) -> Tensor:
     """Axis times angle [..., 3] -> unit [..., 4]; differentiable everywhere, at no rotation too."""
     square = vector.square().sum(dim=-1, keepdim=True)

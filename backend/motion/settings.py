@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass, field, replace
 
 from backend.motion.rig_fit import RigFitSettings
+from backend.motion.tracking import TrackSettings
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """All that the fit depends on; the defaults are the paper's. Reasons stand where a preset differs (`preset`)."""
 
-    road: str = "rendering"  # rendering (the paper) | correspondence (position-coded videos) | auto (by appearance)
+    road: str = "rendering"  # rendering (the paper) | correspondence (position-coded videos) | tracking (true colours)
+    # | auto: by what the video shows
     iterations: int = 750  # paper: 750 in the text, 800 in the code; 50 more only repeat the last stage
     frames_every: int = 50  # a further frame takes part each so many iterations; all 15 from iteration 700
     image_size: int = 256  # pixels at which renders and video are compared
@@ -34,6 +36,7 @@ class FitSettings:
     max_gaussians: int = 1_000_000  # the paper uses all
     seed: int = 0
     rig: RigFitSettings = field(default_factory=RigFitSettings)
+    track: TrackSettings = field(default_factory=TrackSettings)
 
 
 def preset(name: str) -> FitSettings:

@@ -142,7 +142,8 @@ class AlphaBlender(nn.Module):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(second, first, self.mix_factor.float().sigmoid().to(first.dtype))
+        share = self.mix_factor.to(torch.promote_types(first.dtype, torch.float32)).sigmoid()
+        return torch.lerp(second, first, share.to(first.dtype))
 
 
 class SpatioTemporalProcessor(nn.Module):

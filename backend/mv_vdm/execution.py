@@ -59,7 +59,8 @@ class Execution:
             on_cpu = torch.device(device).type == "cpu"
             # GPUs convolve channels-last images, as the UNet's are, with weights of the same layout.
             layout = torch.preserve_format if on_cpu else torch.channels_last
-            network.to(device, dtype, memory_format=layout)
+            # torch's own `to`: diffusers' warns of layers that want float32, of which there are none.
+            nn.Module.to(network, device, dtype, memory_format=layout)
             return
         network.to(device)
         apply_layerwise_casting(network, self.stored, dtype, skip_modules_pattern=NEVER_STORED)
@@ -85,16 +86,15 @@ def for_large_model(device: torch.device, mode: MemoryMode) -> Execution:
     """How a model of the released size runs.
 
     GPUs: float16, as the released pipeline; on the golden network it is 8 times nearer to float32 than bfloat16 is.
-    CPUs: few compute in half precision; the others would be several times slower, so they keep half and compute whole.
+    CPUs: those with matrix units for bfloat16 (AMX) compute in it, several times faster than in float32; few others
+    compute in half precision at all, so where memory is short they keep half and compute whole.
     """
     if device.type == "cuda":
         safe = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         return Execution(torch.float16, vae_dtype=safe, mode=mode)
     if device.type == "mps":
         return Execution(torch.float16, vae_dtype=torch.float32, mode=mode)
-    if mode == FAST:
-        return Execution(mode=mode)
     abilities = torch.cpu.get_capabilities()
-    if abilities.get("avx512_bf16") or abilities.get("amx_bf16"):
+    if abilities.get("amx_bf16") or (mode != FAST and abilities.get("avx512_bf16")):
         return Execution(torch.bfloat16, mode=mode)
-    return Execution(torch.float32, stored=torch.bfloat16, mode=mode)
+    return Execution(torch.float32, stored=None if mode == FAST else torch.bfloat16, mode=mode)

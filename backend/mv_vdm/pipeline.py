@@ -31,6 +31,7 @@ from .checkpoints import (
 )
 from .execution import FAST, Execution, MemoryMode
 from .images import clip_pixels, composite_on_grey, over_grey, read_rgba, vae_pixels, write_pictures
+from .resume import StepLog
 from .sampling import Conditions, Denoiser, SamplerSettings, StepCallback, sample_latents
 from .unet import MVVDMUNet
 
@@ -246,6 +247,7 @@ class MVVDM:
         seed: int = 0,
         callback: StepCallback | None = None,
         num_frames: int | None = None,
+        log: StepLog | None = None,
     ) -> np.ndarray:
         """Animates: frame 0 is what the condition images show.
 
@@ -254,6 +256,7 @@ class MVVDM:
             cameras: camera-to-world [n, 4, 4].
             settings: the model's own where None; num_frames likewise.
             callback: called after every step, may raise to cancel; ``decode`` turns its latents into a preview.
+            log: keeps slow steps, and gives back those of a run that was broken off.
 
         Returns:
             uint8 [n, f, H, W, C]: C = 3 on grey, C = 4 with straight alpha.
@@ -273,6 +276,7 @@ class MVVDM:
             *conditions,
             settings,
             callback,
+            log,
         )
         return self.decode(latents)
 

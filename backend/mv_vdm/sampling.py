@@ -6,6 +6,7 @@ difference to frame 0 are then the same few lines for every model, and diffusers
 Latents are [n, c, f, h, w]: n views of one clip. Frame 0 is given and stays what it is.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,9 +14,11 @@ from typing import Protocol
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from backend.protocol import SOLVERS
+
+from .resume import StepLog
 from .unet import MVVDMUNet
 
-SOLVERS = ("ddim", "dpm", "unipc")
 Solver = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 FREEINIT_STOP = 0.25  # stop frequency in space and time, the released setting
 FREEINIT_ORDER = 4  # of the Butterworth filter
@@ -86,7 +89,7 @@ class Conditions:
     def predict(
         self, unet: MVVDMUNet, latents: torch.Tensor, timestep: torch.Tensor | int, num_views: int
     ) -> torch.Tensor:
-        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned as float32.
+        """One network evaluation of latents [(b n), c, f, h, w], in the network's precision, returned in theirs.
 
         These may be k conditions for each sample (``joined``) that differ in text and image only.
         """
@@ -98,7 +101,7 @@ class Conditions:
             self.image,
             num_views=num_views,
             pooled_text=self.pooled_text,
-        ).float()
+        ).to(latents.dtype)
 
 
 class StepCallback(Protocol):
@@ -223,12 +226,14 @@ def sample_latents(
     unconditional: Conditions,
     settings: SamplerSettings,
     callback: StepCallback | None = None,
+    log: StepLog | None = None,
 ) -> torch.Tensor:
     """Samples frames 1.. of a clip.
 
     Args:
         first_frame: clean latents of frame 0, [n, c, h, w], float32.
         draw_noise: gives N(0, 1) noise [n, c, f - 1, h, w]; called at the start and for every further FreeInit pass.
+        log: steps of this run that were done before; further ones are added.
 
     Returns:
         Latents [n, c, f, h, w] with ``first_frame`` as frame 0.
@@ -245,7 +250,12 @@ def sample_latents(
         solver = make_solver(denoiser.scheduler, settings.solver)
         solver.set_timesteps(steps)
         for index, timestep in enumerate(solver.timesteps):
-            clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
+            clean = None if log is None else log.read(done, latents)
+            if clean is None:
+                started = time.monotonic()
+                clean = denoiser.clean(latents, timestep, conditional, unconditional, settings)
+                if log is not None:
+                    log.write(done, clean, time.monotonic() - started)
             # Frame 0 is known: whatever was predicted for it is thrown away.
             clean = torch.cat([first, clean[:, :, 1:]], dim=2)
             if index + 1 < steps:

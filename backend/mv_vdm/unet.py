@@ -327,7 +327,8 @@ def upsample(conv: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
     Of three taps over doubled pixels two always see the same pixel, so their weights are added up beforehand: 4 / 9 of
     the products. images: [b, c, h, w] -> [b, c_out, 2 h, 2 w].
     """
-    (height, width), weight, bias = images.shape[2:], conv.weight.float(), conv.bias.to(images.dtype)
+    (height, width), bias = images.shape[2:], conv.bias.to(images.dtype)
+    weight = conv.weight.to(torch.promote_types(images.dtype, torch.float32))
     padded = F.pad(images, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
     shape = (len(images), conv.out_channels, 2 * height, 2 * width)
     out = images.new_empty(shape).contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerFast
 

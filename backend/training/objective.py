@@ -74,7 +74,8 @@ def training_loss(
     moved = (clean[:, :, 1:] - clean[:, :, :1]).square().mean(dim=1, keepdim=True).clamp(max=1.0)
     weight = 1.0 + settings.moving_weight * moved
     whole = moved.unflatten(0, (-1, VIEWS)).mean(dim=(1, 2, 3, 4, 5))  # [b]
-    weight = weight * (MEAN_MOTION / (whole + settings.least_motion)).repeat_interleave(VIEWS)[:, None, None, None, None]
+    of_clip = (MEAN_MOTION / (whole + settings.least_motion)).repeat_interleave(VIEWS)
+    weight = weight * of_clip[:, None, None, None, None]
     return (weight * (predicted - clean[:, :, 1:]).square()).mean()
 
 

@@ -39,7 +39,7 @@ class StarterSettings:
     pure_noise_share: float = 0.6  # most draws at the last timestep: motion is decided there
     moving_weight: float = 3.0  # extra weight of cells that move; still ones keep 1, or they would stay grainy
     least_motion: float = 0.1  # a clip counts by its error over this and what it moves: small motions like large ones
-    sparse_share: float = 0.9  # first part of the run, on
+    sparse_share: float = 0.92  # first part of the run, on
     sparse_frames: int = 6  # frames of each clip, drawn anew each time: more clips in the same time
     rendered_share: float = 0.3  # of the clips, where there are rendered ones
     shard_clips: int = 32  # clips in each file of prepared ones

@@ -1,8 +1,10 @@
-"""Drives a Blender with a window: installs the built zip, animates, takes screenshots, measures standstills.
+"""Drives a Blender with a window: installs the built zip, animates by clicks, takes screenshots, measures standstills.
 
-    python tests/window/run.py --zip dist/animate3d-0.1.0.zip --python .venv/bin/python --out out/window
+    python tests/window/run.py            the zip in dist/, pictures and report.json in out/window/
 
-Needs ImageMagick's `import`, and Xvfb where there is no display. Writes report.json; the exit code is 0 if all is well.
+The Blender is Debian 13's, in a folder that is made for it (chroot.py), or one of this machine (--blender; needs
+xdotool, ImageMagick's `import`, and Xvfb where there is no display). Where neither can be had it says so and passes.
+Writes report.json and the pictures; the exit code is 0 if all is well.
 """
 
 from __future__ import annotations
@@ -10,51 +12,97 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import chroot
+
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SCREEN = ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24 +extension GLX"]
+CACTUS = "import os, sys; from pathlib import Path; from tools.demo_scene import make_cactus; "
+CACTUS += "make_cactus(Path(sys.argv[1])); sys.stdout.flush(); os._exit(0)"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blender", default="blender")
-    parser.add_argument("--zip", type=Path, required=True)
-    parser.add_argument("--python", type=Path, required=True, help="a Python that has the backend's packages")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vertices", type=int, default=100_000, help="of the object that is animated")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blender", default="", help="a Blender of this machine, instead of Debian's")
+    parser.add_argument("--zip", type=Path, help="of the extension; the newest one in dist/ otherwise")
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv" / "bin" / "python", help="the backend's")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "window")
+    parser.add_argument("--vertices", type=int, default=100_000, help="of the object whose job is measured")
     parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
     parser.add_argument("--niceness", type=int, default=10, help="of the backend; 0 on a machine that is busy")
     options = parser.parse_args()
+    options.zip = options.zip or max((ROOT / "dist").glob("*.zip"), key=lambda path: path.stat().st_mtime)
+    options.python = options.python.parent.resolve() / options.python.name  # the file itself is a link, and has to be
     out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    report = out / "report.json"
-    report.unlink(missing_ok=True)
-    environment = os.environ | {
-        "BLENDER_USER_RESOURCES": str(out / "user"),
-        "ANIMATE3D_PYTHON": str(options.python.absolute()),
-        "ANIMATE3D_WINDOW_TEST": json.dumps(
-            {
-                "zip": str(options.zip.resolve()),
-                "out": str(out),
-                "vertices": options.vertices,
-                "patience": 30.0 * options.minutes,
-                "niceness": options.niceness,
-            }
-        ),
-        "LIBGL_ALWAYS_SOFTWARE": "1",
-    }
-    screen = [] if os.environ.get("DISPLAY") else ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24 +extension GLX"]
-    blender = [options.blender, "--factory-startup", "--window-geometry", "0", "0", "1400", "1000"]
-    command = [*screen, *blender, "--python", str(HERE / "steps.py")]
-    subprocess.run(command, env=environment, timeout=60.0 * options.minutes, check=False)
-    if not report.is_file():
-        print("Blender ended without a report.", file=sys.stderr)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    try:
+        prefix = [] if options.blender else place(options.python, out, options.zip.resolve())
+    except chroot.CanNot as reason:
+        print(f"Skipped: {reason}")
+        return 0
+    subprocess.run([str(options.python), "-c", CACTUS, str(out / "cactus.glb")], cwd=ROOT, check=True)
+    environment = variables(options, out)
+    screen = [] if options.blender and os.environ.get("DISPLAY") else SCREEN
+    blender = [options.blender or "blender", "--factory-startup", "--window-geometry", "0", "0", "1400", "1000"]
+    command = [*prefix, *screen, *blender, "--python", str(HERE / "steps.py")]
+    with (out / "blender.log").open("w") as log:
+        try:
+            subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=60 * options.minutes, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"It was not done after {options.minutes:.0f} minutes (log: {out / 'blender.log'}).", file=sys.stderr)
+            return 1
+    if not (out / "report.json").is_file():
+        print(f"Blender ended without a report (log: {out / 'blender.log'}).", file=sys.stderr)
         return 1
-    result = json.loads(report.read_text(encoding="utf-8"))
-    print(json.dumps(result, indent=1))
+    result = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    result["batch"] = batch(prefix, options.blender or "blender", environment, out)
+    if result["batch"]:
+        result["faults"].append(result["batch"])
+    print(json.dumps(result, indent=1, ensure_ascii=False))
     return 1 if result["faults"] else 0
+
+
+def place(python: Path, out: Path, archive: Path) -> list[str]:
+    """What to write before a command so that it runs in Debian 13. Raises `chroot.CanNot`."""
+    shared = {ROOT, out, archive.parent, *chroot.backend_files(python)}
+    return chroot.entering(chroot.make(), sorted(shared))
+
+
+def variables(options: argparse.Namespace, out: Path) -> dict[str, str]:
+    task = {
+        "zip": str(options.zip.resolve()),
+        "out": str(out),
+        "cactus": str(out / "cactus.glb"),
+        "vertices": options.vertices,
+        "patience": max(options.minutes / 6.0, 1.0),
+        "niceness": options.niceness,
+    }
+    return os.environ | {
+        "BLENDER_USER_RESOURCES": str(out / "user"),
+        "ANIMATE3D_PYTHON": str(options.python),
+        "ANIMATE3D_WINDOW_TEST": json.dumps(task),
+        "LIBGL_ALWAYS_SOFTWARE": "1",
+        "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured
+    }
+
+
+def batch(prefix: list[str], blender: str, environment: dict[str, str], out: Path) -> str:
+    """The installed extension's own batch mode on the scene that was animated; a sentence where it fails."""
+    (script,) = (out / "user").glob("extensions/*/animate3d/animate_batch.py")
+    result = out / "batch.glb"
+    words = ["--object", "Cactus", "--prompt", "the cactus bounces", "--output", str(result)]
+    command = [*prefix, blender, "-b", str(out / "scene.blend"), "-P", str(script), "--", *words]
+    with (out / "batch.log").open("w") as log:
+        run = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=600, check=False)
+    if run.returncode or not result.is_file():
+        return f"Batch mode inside the extension fails (exit code {run.returncode}, log: {out / 'batch.log'})."
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,292 @@
+"""A rig posed by a true-colour video: the surface is drawn in the colours of frame 0 and looked for in each frame.
+
+Where patches of the drawn picture lie in the frame, and where its outline leaves the frame's, says where surface points
+are seen; the solver of position-coded videos then poses the bones. Each frame starts a bit ahead of the one before;
+at last all frames are matched and solved together. Drawing and matching run on the CPU, whatever the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend import protocol
+from backend.motion.bones import Joints, Rig, bone_affine
+from backend.motion.correspondence import project
+from backend.motion.graph import SurfaceGraph, nearest_owner
+from backend.motion.outline import outline_pulls
+from backend.motion.patch_match import match_patches
+from backend.motion.rig_fit import BONES_PER_POINT, NormalEquations, Observations
+from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
+from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
+
+GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Level:
+    """One round: draw at `size` pixels, search so far, solve."""
+
+    size: int
+    reach: int  # of the search, pixels
+    stiffness: float  # of the links
+    robust: float  # width of the robust error, subject units
+    steps: int = 2  # Gauss-Newton steps on the same matches
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """Weights as in `RigFitSettings`; found on ten known motions, where few of them matter much."""
+
+    levels: tuple[Level, ...] = (  # of each frame in turn, coarse to fine
+        Level(64, 5, 10.0, 0.2),
+        Level(64, 4, 3.0, 0.2),
+        Level(64, 4, 1.0, 0.15),
+        Level(128, 4, 0.5, 0.1),
+        Level(128, 3, 0.3, 0.08),
+        Level(128, 3, 0.2, 0.06),
+        Level(128, 3, 0.1, 0.06),
+        Level(128, 2, 0.1, 0.06),
+    )
+    joint: tuple[Level, ...] = (  # of all frames together
+        Level(128, 3, 0.1, 0.06, 3),
+        Level(128, 3, 0.03, 0.05, 3),
+        Level(128, 2, 0.03, 0.04, 3),
+    )
+    bones: int = 64
+    large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
+    # What no camera can tell apart must hold together: without hinges a snake's error is 1.7 times as large, with few
+    # and weak contacts a chest goes to pieces.
+    joints: Joints = field(default_factory=lambda: Joints(hinge=60.0, contacts=4, contact=5.0))
+    samples: int = 8000  # surface points
+    queries: int = 1500  # of them at most in each view
+    radius: int = 3  # of patches, pixels
+    keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
+    edge: float = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
+    tolerance: float = 0.01  # mean squared colour difference at which a match counts half
+    outline: float = 1.0  # weight of a pixel where the outlines differ
+    outline_reach: float = 0.12  # of the picture: outlines farther apart are something else's
+    ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
+    loose: float = 1.0  # stiffness between separate parts of the mesh, at most
+    rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
+    temporal: float = 0.03
+    prior: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Where surface points are seen in one frame; N of them."""
+
+    view: np.ndarray  # [N] int
+    sample: np.ndarray  # [N] int
+    pixel: np.ndarray  # [N, 2] (x, y down)
+    weight: np.ndarray  # [N], as many as pixels of a 64 pixel picture
+    information: np.ndarray  # [N, 2, 2]: square root of how well each direction is known
+
+
+class Tracker:
+    """Poses of a rig through a video."""
+
+    def __init__(
+        self,
+        subject: protocol.Subject,
+        graph: SurfaceGraph,
+        rig: Rig,
+        samples: np.ndarray,
+        frames: np.ndarray,
+        matte: np.ndarray,
+        settings: TrackSettings,
+    ) -> None:
+        """samples [M, 3] on the rest surface; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
+        self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples
+        self.pictures = {frames.shape[2]: on_grey(frames, matte)}
+        self.largest = frames.shape[2]
+        points, faces, vertex = drawn_mesh(subject.vertices, subject.faces, subject.weld)
+        self.points = points
+        self.point_skin = _heaviest(rig.weights(points, graph.owner[vertex]))
+        self.sample_skin = _heaviest(rig.weights(samples, nearest_owner(graph, samples)))
+        first = self.pictures[self.largest][:, 0]
+        self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
+        self.bias: dict[int, np.ndarray] = {}
+
+    def run(self, step_done: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones; frame 0 is the rest.
+
+        `step_done` is called for each frame and each joint round; it raises to end the fit.
+        """
+        frames, bones = self.pictures[self.largest].shape[1], len(self.rig.centres)
+        turns, shifts = torch.eye(3).expand(frames, bones, 3, 3).clone(), torch.zeros(frames, bones, 3)
+        for frame in range(1, frames):
+            pose = turns[frame - 1], shifts[frame - 1]
+            if frame > 1:
+                pose = _ahead((turns[frame - 2], shifts[frame - 2]), pose, self.settings.ahead)
+            turns[frame], shifts[frame] = self._follow(frame, pose)
+            step_done()
+        for level in self.settings.joint:
+            seen = self._observe(turns, shifts, range(1, frames), level)
+            turns, shifts = self._solve(seen, turns, shifts, level)
+            step_done()
+        return turns, shifts
+
+    def _follow(self, frame: int, pose: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The pose [B, 3, 3], [B, 3] of a frame from one near it."""
+        rest = torch.eye(3).expand_as(pose[0]), torch.zeros_like(pose[1])
+        turns, shifts = (torch.stack(pair) for pair in zip(rest, pose, strict=True))
+        since = turns[1:], shifts[1:]
+        for level in self.settings.levels:
+            seen = self._observe(turns, shifts, [frame], level)
+            turns, shifts = self._solve(seen, turns, shifts, level, since)
+        return turns[1], shifts[1]
+
+    def _solve(
+        self,
+        seen: Observations,
+        turns: Tensor,
+        shifts: Tensor,
+        level: Level,
+        since: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Poses [1 + T, ...], the rest first, after a few Gauss-Newton steps; `since`: joints rather stay as there."""
+        options = self.settings
+        for _ in range(level.steps):
+            system = NormalEquations(self.rig, turns, shifts)
+            system.add_pixels(seen, level.robust)
+            loose = min(level.stiffness, options.loose)
+            if since is None:
+                system.add_links(level.stiffness, loose)
+                system.add_time(options.temporal)
+            else:
+                system.add_links(options.rest, options.rest)
+                system.add_links(level.stiffness, loose, since)
+            system.add_prior(options.prior)
+            turn, shift = system.solve()
+            turns, shifts = turns.clone(), shifts.clone()
+            turns[1:] = rotation_vector_to_matrix(turn) @ turns[1:]
+            shifts[1:] += shift
+        return turns, shifts
+
+    def _observe(self, turns: Tensor, shifts: Tensor, frames: range | list[int], level: Level) -> Observations:
+        """Matches of the frames whose poses are turns[1:], shifts[1:]."""
+        affine = bone_affine(self.rig.centres, turns[1:], shifts[1:]).numpy().astype(np.float64)
+        found = [self._match(affine[k], frame, level) for k, frame in enumerate(frames)]
+        frame = torch.from_numpy(np.repeat(np.arange(len(found)), [len(matches.view) for matches in found]))
+        view, sample, pixel, weight, information = (
+            np.concatenate([getattr(matches, name) for matches in found])
+            for name in ("view", "sample", "pixel", "weight", "information")
+        )
+        information = information * np.array([[1.0, -1.0], [-1.0, 1.0]])  # y runs up in the camera
+        make = {"dtype": self.rig.centres.dtype}
+        weights, bones = self.sample_skin
+        return Observations(
+            frame,
+            torch.tensor(self.samples[sample], **make),
+            torch.from_numpy(bones[sample]),
+            torch.tensor(weights[sample], **make),
+            torch.tensor(self.painter.w2c[view, :3], **make),
+            torch.tensor((pixel - 0.5 * level.size) * [1.0, -1.0] / self.painter.focal(level.size), **make),
+            torch.tensor(weight, **make),
+            torch.tensor(information, **make),
+        )
+
+    def _match(self, affine: np.ndarray, frame: int, level: Level) -> Matches:
+        """affine [B, 3, 4]: the pose that is drawn."""
+        size, options = level.size, self.settings
+        image, depth = self.painter.draw(posed(self.points, self.point_skin, affine), size)
+        target = self._picture(size)[:, frame]
+        view, sample, where = self._visible(posed(self.samples, self.sample_skin, affine), depth, options.queries)
+        moved, cost, information = match_patches(
+            image, target, view, where, options.radius, level.reach, options.keep, options.edge
+        )
+        moved -= self._still(size)[view, sample]
+        area = (image[..., 3] > 0.5).sum(axis=(1, 2)) * (64 / size) ** 2
+        weight = (area / np.maximum(np.bincount(view, minlength=len(area)), 1))[view] / (1 + cost / options.tolerance)
+        near, move = outline_pulls(image[..., 3], target[..., 3], view, where, options.outline_reach * size)
+        unit = move / np.linalg.norm(move, axis=1, keepdims=True)
+        return Matches(
+            np.concatenate([view, view[near]]),
+            np.concatenate([sample, sample[near]]),
+            np.concatenate([where + moved, where[near] + move]),
+            np.concatenate([weight, np.full(len(near), options.outline * (64 / size) ** 2)]),
+            np.concatenate([information, unit[:, :, None] * unit[:, None]]),
+        )
+
+    def _still(self, size: int) -> np.ndarray:
+        """What matching finds at rest in frame 0, where nothing has moved, [4, M, 2]: taken off everywhere."""
+        if size not in self.bias:
+            self.bias[size] = np.zeros((len(self.painter.w2c), len(self.samples), 2))
+            image, depth = self.painter.draw(self.points, size)
+            view, sample, where = self._visible(self.samples, depth, len(self.samples))
+            options = self.settings
+            moved, _, information = match_patches(
+                image, self._picture(size)[:, 0], view, where, options.radius, 1, options.keep, options.edge
+            )
+            self.bias[size][view, sample] = (information @ moved[..., None])[..., 0]
+        return self.bias[size]
+
+    def _visible(self, points: np.ndarray, depth: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """View [N], sample [N] and pixel [N, 2] of the points [M, 3] that depths [4, S, S] show; `limit` per view."""
+        fine = depth.shape[1]
+        found = []
+        for view, c2w in enumerate(self.subject.condition_c2w):
+            where, away = project(points, c2w, self.subject.fovy, fine)
+            x, y = np.floor(where).astype(np.int64).T
+            inside = (x >= FINE) & (y >= FINE) & (x < fine - FINE) & (y < fine - FINE)
+            inside[inside] &= away[inside] < depth[view, y[inside], x[inside]] + EPSILON
+            seen = np.flatnonzero(inside)
+            if len(seen) > limit:
+                seen = seen[np.linspace(0, len(seen) - 1, limit).astype(np.int64)]
+            found.append((np.full(len(seen), view), seen, where[seen] / FINE))
+        view, sample, where = (np.concatenate(part) for part in zip(*found, strict=True))
+        return view, sample, where
+
+    def _picture(self, size: int) -> np.ndarray:
+        """The video [4, F, s, s, 4] at another size."""
+        if size not in self.pictures:
+            self.pictures[size] = resized(self.pictures[self.largest], size)
+        return self.pictures[size]
+
+
+def posed(points: np.ndarray, skin: tuple[np.ndarray, np.ndarray], affine: np.ndarray) -> np.ndarray:
+    """Points [N, 3] hung on bones by (weights [N, K], bones [N, K]), posed by matrices [B, 3, 4] -> [N, 3]."""
+    weights, bones = skin
+    result = np.zeros_like(points)
+    for k in range(weights.shape[1]):
+        one = affine[bones[:, k]]
+        result += weights[:, k : k + 1] * ((one[:, :, :3] @ points[..., None])[..., 0] + one[:, :, 3])
+    return result
+
+
+def on_grey(frames: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """frames [..., C] uint8 and matte [...] -> [..., 4] float32: colours on grey, and alpha."""
+    colours = frames[..., :3].astype(np.float32) / 255.0
+    cover = matte[..., None].astype(np.float32)
+    return np.concatenate([colours * cover + GREY * (1 - cover), cover], axis=-1)
+
+
+def resized(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Square pictures [..., S, S, C] float32 at another size: means where it divides, else bilinear."""
+    old = pictures.shape[-2]
+    if old % size == 0:
+        shape = (*pictures.shape[:-3], size, old // size, size, old // size, pictures.shape[-1])
+        return np.ascontiguousarray(pictures.reshape(shape).mean(axis=(-4, -2)))
+    flat = torch.from_numpy(pictures).flatten(0, -4).permute(0, 3, 1, 2)
+    smaller = size < old
+    flat = torch.nn.functional.interpolate(flat, size=(size, size), mode="bilinear", antialias=smaller)
+    return np.ascontiguousarray(flat.permute(0, 2, 3, 1).numpy().reshape(*pictures.shape[:-3], size, size, -1))
+
+
+def _ahead(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor], share: float) -> tuple[Tensor, Tensor]:
+    """Where the bones get to that go on by a share of their last motion."""
+    turn = matrix_to_rotation_vector(now[0] @ before[0].transpose(-1, -2))
+    return rotation_vector_to_matrix(share * turn) @ now[0], now[1] + share * (now[1] - before[1])
+
+
+def _heaviest(skin: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [N, K] and bones [N, K] of skin [N, B]."""
+    weights, bones = skin.topk(min(BONES_PER_POINT, skin.shape[1]), dim=1)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return weights.numpy().astype(np.float64), bones.numpy()

@@ -203,6 +203,7 @@ class PaperRun:
         self, out: Path, weights: Path, shards: Path, settings: PaperSettings, accelerator: Accelerator
     ) -> None:
         self.out, self.settings, self.accelerator = out, settings, accelerator
+        torch.manual_seed(settings.seed)
         self.model = MVVDM.from_pretrained(weights, accelerator.device)
         if self.model.info.appearance != "color" or self.model.scheduler.config.prediction_type != "epsilon":
             raise UserError("This recipe goes on from the released model.", "Give weights that were converted from it.")

@@ -62,7 +62,9 @@ class ANIMATE3D_PT_motion(Panel, bpy.types.Panel):
         row = layout.row(align=True)
         row.prop(settings, "seed")
         row.operator("animate3d.dice", text="", icon="FILE_REFRESH")
-        layout.row().prop(settings, "output", expand=True)
+        row = layout.row(align=True)
+        row.use_property_split = False
+        row.prop(settings, "output", expand=True)
         if settings.output == "POINTS":
             layout.prop(settings, "points")
         layout.prop(settings, "below")

@@ -67,16 +67,24 @@ def main() -> int:
             row = _run(asset, made, options, settings, device, peak)
             rows.append(row)
             print(f"{row['name']:14}" + "".join(f"{row[column]:12.3f}" for column in COLUMNS), flush=True)
-    summary = _summary(rows)
-    print("  ".join(f"{name} {value:.3f}" for name, value in summary.items()))
-    if options.report:
-        kept = {key: str(value) for key, value in vars(options).items() if key not in ("assets", "save", "videos")}
-        write_json(
-            options.report,
-            {"options": kept, "settings": asdict(settings), "versions": devices.versions(), "device": device.type,
-             "threads": torch.get_num_threads(), "summary": summary, "rows": rows},
-        )  # fmt: skip
+            if options.report:  # after each asset: the whole takes a while
+                _write_report(options, settings, device, rows)
+    print("  ".join(f"{name} {value:.3f}" for name, value in _summary(rows).items()))
     return 0
+
+
+def _write_report(options: argparse.Namespace, settings: FitSettings, device: torch.device, rows: list[dict]) -> None:
+    kept = {key: str(value) for key, value in vars(options).items() if key not in ("assets", "save", "videos")}
+    content = {
+        "options": kept,
+        "settings": asdict(settings),
+        "versions": devices.versions(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "summary": _summary(rows),
+        "rows": rows,
+    }
+    write_json(options.report, content)
 
 
 def _options() -> argparse.Namespace:

@@ -207,11 +207,11 @@ def test_the_paper_preset_lowers_its_own_loss(bending) -> None:
     assert len(field.grids) == 2 and field.grids[1][2].shape == (1, 16, 16, 100)
 
 
-def test_the_draft_renders_colour_videos(bending) -> None:
+def test_colour_videos_can_be_rendered(bending) -> None:
     subject, poses, video = bending
     matte = video.frames[..., 3].astype(np.float32) / 255
     steps: list[tuple[int, int]] = []
-    settings = replace(DRAFT, iterations=6, frames_every=1, image_size=32)
+    settings = replace(DRAFT, road="rendering", iterations=6, frames_every=1, image_size=32)
     colour = protocol.Video(video.frames, "color")
     offsets = fit_motion(
         subject, coloured_splats(subject, 800), colour, matte, settings, CPU, lambda *s: steps.append(s)

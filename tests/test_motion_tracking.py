@@ -86,6 +86,15 @@ def test_an_empty_video_moves_nothing(bending) -> None:
     assert np.abs(offsets).max() < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["triangle", "no area"])
+def test_odd_surfaces_give_finite_offsets(kind: str) -> None:
+    vertices, faces = np.array([[0, -0.6, -0.4], [0, 0.6, -0.4], [0, 0.0, 0.5]]), np.array([[0, 1, 2]])
+    poses = np.stack([vertices + np.array([0.0, 0.04 * k, 0.02 * k]) for k in range(3)])
+    video = coloured_video(poses, faces, stripes(vertices))
+    offsets = track(make_subject(vertices, np.array([[0, 1, 1]]) if kind == "no area" else faces), video)
+    assert np.isfinite(offsets).all() and not offsets[0].any()
+
+
 def test_the_surface_is_drawn_as_the_video_shows_it_at_rest(bending) -> None:
     subject, poses, faces = bending
     video = coloured_video(poses[:1], faces, stripes(poses[0]))

@@ -53,7 +53,7 @@ class TrackSettings:
         Level(128, 2, 0.1, 0.06),
     )
     joint: tuple[Level, ...] = (  # of all frames together
-        Level(128, 3, 0.1, 0.06, 3),
+        Level(128, 3, 0.03, 0.06, 3),
         Level(128, 3, 0.03, 0.05, 3),
         Level(128, 2, 0.03, 0.04, 3),
     )
@@ -61,7 +61,7 @@ class TrackSettings:
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
     # What no camera can tell apart must hold together: without hinges a snake's error is 1.7 times as large, with few
     # and weak contacts a chest goes to pieces.
-    joints: Joints = field(default_factory=lambda: Joints(hinge=60.0, contacts=4, contact=5.0))
+    joints: Joints = field(default_factory=lambda: Joints(hinge=25.0, contacts=4, contact=5.0))
     samples: int = 8000  # surface points
     queries: int = 1500  # of them at most in each view
     radius: int = 3  # of patches, pixels
@@ -73,7 +73,7 @@ class TrackSettings:
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
     loose: float = 1.0  # stiffness between separate parts of the mesh, at most
     rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
-    temporal: float = 0.03
+    temporal: float = 0.1  # of the joint rounds: .03 left 1.3 times the true jitter, .3 takes motion away
     prior: float = 1e-4
 
 

@@ -1,14 +1,13 @@
 """How long Blender's main thread stands still, and whose doing that is. Linux alone.
 
-A timer asks for a beat every 20 ms. What is late is either the machine's doing (the thread was ready to run, and others
-had the core: the kernel counts that), the test's own (its steps run in the same thread, and are timed), or Blender's
-and the add-on's: that is a block.
+A timer asks for a beat every 20 ms. Between two beats the test's own steps ran (which is taken off), or the thread ran,
+or it was ready to run while others had the core (the kernel counts both), or it slept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,81 +19,79 @@ BEAT = 0.02  # seconds
 
 @dataclass(frozen=True)
 class Gap:
-    """Between two beats; seconds."""
+    """A time in which nothing else could happen in the thread; seconds."""
 
     what: str  # what went on
-    late: float  # how much later the second one came than it was asked for
+    took: float  # by the clock on the wall
+    ran: float  # of that, on a core
     waited: float  # of that, ready to run while others ran
-    own: float  # of that, in the test's steps
-    ran: float  # in the whole gap, on a core
+
+    @property
+    def slept(self) -> float:
+        """Waiting for something else than a core: a disk, a process, a lock."""
+        return max(self.took - self.ran - self.waited, 0.0)
 
     @property
     def block(self) -> float:
-        return max(self.late - self.waited - self.own, 0.0)
+        return self.took - self.waited
 
 
 class Clock:
     def __init__(self) -> None:
         self.what = "start"
-        self.gaps: list[Gap] = []
-        self.parts: dict[str, float] = {}  # the longest block in each function that is timed
-        self._last, self._waited, self._ran, self._own = 0.0, 0.0, 0.0, 0.0
+        self.gaps: list[Gap] = []  # between two beats, without the test's own steps
+        self.parts: list[Gap] = []  # in functions that are timed, while a job runs
+        self._last, self._own = (0.0, 0.0, 0.0), [0.0, 0.0, 0.0]
 
     def start(self) -> None:
         bpy.app.timers.register(self._beat, first_interval=BEAT, persistent=True)
 
     def _beat(self) -> float:
-        now, (ran, waited) = time.perf_counter(), _ran_and_waited()
-        if self._last:
-            late = now - self._last - BEAT
-            self.gaps.append(Gap(self.what, late, waited - self._waited, self._own, ran - self._ran))
-        self._last, self._own = now, 0.0
-        self._ran, self._waited = ran, waited
+        now = _now()
+        if self._last[0]:
+            took, ran, waited = (end - begin - own for end, begin, own in zip(now, self._last, self._own, strict=True))
+            self.gaps.append(Gap(self.what, max(took - BEAT, 0.0), ran, waited))
+        self._last, self._own = now, [0.0, 0.0, 0.0]
         return BEAT
 
     @contextmanager
     def own_time(self) -> Iterator[None]:
-        """Around the test's steps: neither their time nor their waiting counts."""
-        began, before = time.perf_counter(), _ran_and_waited()
+        """Around the test's steps: their time does not count."""
+        began = _now()
         yield
-        after = _ran_and_waited()
-        self._ran += after[0] - before[0]
-        self._waited += after[1] - before[1]
-        self._own += time.perf_counter() - began
+        for index, (end, begin) in enumerate(zip(_now(), began, strict=True)):
+            self._own[index] += end - begin
 
     def time(self, part: str, function: Callable) -> Callable:
-        """The function, whose longest block while a job runs is kept in `parts`."""
+        """The function, whose calls while a job runs are kept in `parts`."""
 
         def timed(*arguments: object) -> object:
-            began, waited = time.perf_counter(), _ran_and_waited()[1]
+            began = _now()
             try:
                 return function(*arguments)
             finally:
-                took = time.perf_counter() - began - (_ran_and_waited()[1] - waited)
                 if self.what.startswith("job"):
-                    self.parts[part] = round(max(took, self.parts.get(part, 0.0)), 3)
+                    self.parts.append(Gap(part, *(end - begin for end, begin in zip(_now(), began, strict=True))))
 
         return timed
 
-    def longest(self, what: str) -> dict[str, float]:
-        """The longest block among those whose `what` begins so, beside what the wall clock says; seconds.
 
-        `busy` is the share of the time in which the thread was on a core.
-        """
-        gaps = [gap for gap in self.gaps if gap.what.startswith(what)]
-        if not gaps:
-            return {"beats": 0, "block": 0.0, "late": 0.0, "busy": 0.0}
-        block, late = max(gaps, key=lambda gap: gap.block), max(gaps, key=lambda gap: gap.late - gap.own)
-        return {
-            "beats": len(gaps),
-            "block": round(block.block, 3),
-            "block_at": block.what,
-            "late": round(late.late - late.own, 3),
-            "busy": round(sum(gap.ran for gap in gaps) / sum(gap.late + BEAT - gap.own for gap in gaps), 2),
-        }
+def longest(gaps: Iterable[Gap]) -> dict[str, float | str]:
+    """What to report of them; seconds."""
+    gaps = list(gaps)
+    if not gaps:
+        return {"gaps": 0, "ran": 0.0, "slept": 0.0, "took": 0.0}
+    worst = max(gaps, key=lambda gap: gap.block)
+    return {
+        "gaps": len(gaps),
+        "ran": round(max(gap.ran for gap in gaps), 3),
+        "slept": round(max(gap.slept for gap in gaps), 3),
+        "took": round(max(gap.took for gap in gaps), 3),
+        "worst": f"{worst.what}: ran {worst.ran:.3f}, slept {worst.slept:.3f}, waited {worst.waited:.3f}",
+    }
 
 
-def _ran_and_waited() -> tuple[float, float]:
-    """Seconds that this thread was on a core, and that it was ready to be and was not, since it began."""
+def _now() -> tuple[float, float, float]:
+    """Seconds on the wall, on a core, and ready to be on one and not: this thread's."""
     ran, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
-    return int(ran) * 1e-9, int(waited) * 1e-9
+    return time.perf_counter(), int(ran) * 1e-9, int(waited) * 1e-9

@@ -1,6 +1,6 @@
 """The window test's screenshots as the documentation shows them: cut out, in few colours.
 
-    python tests/window/pictures.py              from out/window/ into docs/
+python tests/window/pictures.py              from out/window/ into docs/
 """
 
 from __future__ import annotations

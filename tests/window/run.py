@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--vertices", type=int, default=100_000, help="of the object whose job is measured")
     parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
     parser.add_argument("--niceness", type=int, default=10, help="of the backend; 0 on a machine that is busy")
+    parser.add_argument("--parts", nargs="+", default=[], help="of the story in steps.py; all of them otherwise")
     options = parser.parse_args()
     options.zip = options.zip or max((ROOT / "dist").glob("*.zip"), key=lambda path: path.stat().st_mtime)
     options.python = options.python.parent.resolve() / options.python.name  # the file itself is a link, and has to be
@@ -82,6 +83,7 @@ def variables(options: argparse.Namespace, out: Path) -> dict[str, str]:
         "vertices": options.vertices,
         "patience": max(options.minutes / 6.0, 1.0),
         "niceness": options.niceness,
+        "parts": options.parts,
     }
     return os.environ | {
         "BLENDER_USER_RESOURCES": str(out / "user"),

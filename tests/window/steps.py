@@ -17,7 +17,7 @@ from mathutils import Euler
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import hand
-from clock import Clock
+from clock import Clock, Gap, longest
 
 TASK = json.loads(os.environ["ANIMATE3D_WINDOW_TEST"])
 OUT = Path(TASK["out"])
@@ -74,6 +74,8 @@ def to_view() -> None:
 
 def steps() -> Iterator[float]:
     for name, part in STORY:
+        if TASK["parts"] and name not in TASK["parts"]:
+            continue
         began = time.monotonic()
         clock.what = name
         yield from part()
@@ -208,19 +210,41 @@ def right_click_and_cancel() -> Iterator[float]:
     expect(len(bpy.data.objects[CACTUS].animate3d.takes) == 1, "the cancelled job has made a take")
 
 
+def then_bake(apply: Callable) -> Callable:
+    """The motion is put onto the object when the job is over; that time is counted apart."""
+
+    def applied(*arguments: object) -> None:
+        clock.what = "bake"
+        apply(*arguments)
+
+    return applied
+
+
+def timed_draw(panel: type[bpy.types.Panel]) -> Callable:
+    timed = clock.time(panel.__name__, panel.draw)
+
+    def draw(self: bpy.types.Panel, context: bpy.types.Context) -> None:  # Blender counts the arguments
+        timed(self, context)
+
+    return draw
+
+
 def measured() -> Iterator[float]:
     """A heavy object, and nothing but the clock beside the job."""
     obj = select(EGG)
     bpy.context.scene.animate3d.prompt = "an egg bounces"
-    watch, ui = package("watch"), package("ui")
+    watch, ui, operators = package("watch"), package("ui"), package("operators")
     watch._look_after = clock.time("timer", watch._look_after)
+    operators.enqueue = clock.time("click", operators.enqueue)
+    results = package("results")
+    results.apply = then_bake(results.apply)
     for panel in (each for each in ui.CLASSES if issubclass(each, bpy.types.Panel)):
-        panel.draw = clock.time(panel.__name__, panel.draw)
+        panel.draw = timed_draw(panel)
     yield from hand.find("animate3d.animate(")
     yield 1.5
     clock.what = "idle"
-    for _ in range(20):  # how long this machine takes to draw the panel when nothing runs
-        watch.redraw()
+    for count in range(20):  # how long this machine takes to draw the panel, and the 3D view, when nothing runs
+        watch.redraw() if count % 2 else hand.region("WINDOW").tag_redraw()
         yield 0.1
     clock.what = "job click"
     began = time.monotonic()
@@ -234,15 +258,28 @@ def measured() -> Iterator[float]:
     clock.what = "bake"
     yield from until_applied(EGG)
     yield 0.5
-    report["idle"], report["while_the_job_ran"] = clock.longest("idle"), clock.longest("job")
-    report["bake"], report["longest_in_our_code"] = clock.longest("bake"), clock.parts
-    longest, drawing = report["while_the_job_ran"], report["idle"]["block"]
-    expect(longest["beats"] > 20 and len(clock.parts) > 2, "the clock has not run")
-    for part, seconds in clock.parts.items():
-        expect(seconds <= MOST_BLOCK, f"Blender stood still for {seconds} s in {part}")
-    # Without a graphics card, drawing alone can take longer than that.
-    expect(longest["block"] <= MOST_BLOCK + drawing, f"Blender stood still: {longest}, {report['idle']}")
+    judge()
     expect(obj.animate3d.takes[0].name == "an egg bounces", "the take has another name")
+
+
+def judge() -> None:
+    """Whether Blender stood still while the job ran."""
+    idle, job = longest(gaps_of("idle")), longest(gaps_of("job"))
+    parts = {name: longest(gap for gap in clock.parts if gap.what == name) for name in {g.what for g in clock.parts}}
+    busy = os.getloadavg()[0] > 2 * os.cpu_count()
+    report["blocks"] = {"idle": idle, "job": job, "bake": longest(gaps_of("bake")), "our_code": parts}
+    report["blocks"]["machine_is_busy"] = busy
+    expect(job["gaps"] > 20 and len(parts) > 2, "the clock has not run")
+    # Without a graphics card, drawing alone takes its time. Where others use the disks, anything may sleep.
+    kinds = ("ran",) if busy else ("ran", "slept")
+    for kind in kinds:
+        expect(job[kind] <= MOST_BLOCK + idle["ran"], f"Blender stood still: {kind} {job[kind]} s")
+        for name, part in parts.items():
+            expect(part[kind] <= MOST_BLOCK, f"{name} has held Blender up: {kind} {part[kind]} s")
+
+
+def gaps_of(what: str) -> list[Gap]:
+    return [gap for gap in clock.gaps if gap.what.startswith(what)]
 
 
 def other_output() -> Iterator[float]:
@@ -310,7 +347,6 @@ def advance() -> float | None:
         except Exception:
             report["faults"].append(traceback.format_exc())
             hand.screenshot(OUT / "fault.png")
-    report["while_watched"] = clock.longest("watch")
     bpy.ops.wm.save_as_mainfile(filepath=str(OUT / "scene.blend"), copy=True)
     (OUT / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     bpy.ops.wm.quit_blender()

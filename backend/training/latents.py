@@ -20,6 +20,8 @@ from backend.training.clips import Clip, make_clip, render_clip
 from backend.training.codec import to_model_range
 from backend.training.motions import MOTIONS
 
+SHARDS_IN_USE = 60  # from which a step draws: 0.6 GB of them are held in memory
+
 
 class LatentStore:
     """Shards of encoded clips in a folder; a missing shard is made when it is first wanted."""
@@ -85,8 +87,10 @@ class LatentStore:
         Of the `count` clips only `part` is read: that of one process among several.
         """
         reached = self.reached(step, count, repeats)
+        oldest = max(0, reached - SHARDS_IN_USE)
+        self.shards = {index: shard for index, shard in self.shards.items() if index >= oldest}
         # The newest shard always takes part, so that new clips are seen as often as old ones.
-        shards = rng.integers(max(0, reached - 60), reached, count)
+        shards = rng.integers(oldest, reached, count)
         places = [(int(shard), int(rng.integers(self.shard_clips))) for shard in shards]
         return self._collate([(self.shard(shard), clip) for shard, clip in places[part]])
 

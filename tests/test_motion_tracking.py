@@ -168,4 +168,4 @@ def test_a_galloping_horse_is_followed() -> None:
     to_subject = np.linalg.inv(protocol.subject_to_world(world[0]))
     poses = protocol.transform_points(to_subject, world)
     video = coloured_video(poses, faces, stripes(poses[0]))
-    assert unexplained(track(make_subject(poses[0], faces), video), poses) < 0.25
+    assert unexplained(track(make_subject(poses[0], faces), video), poses) < 0.35

@@ -59,9 +59,9 @@ class TrackSettings:
     )
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
-    # What no camera can tell apart must hold together: without hinges a snake's error is 1.7 times as large, with few
-    # and weak contacts a chest goes to pieces.
-    joints: Joints = field(default_factory=lambda: Joints(hinge=25.0, contacts=4, contact=5.0))
+    # What no camera can tell apart must hold together: without hinges tails and limbs tear, with few and weak contacts
+    # a chest goes to pieces. Stronger hinges (25) double a fox's error, whose true skin stretches.
+    joints: Joints = field(default_factory=lambda: Joints(hinge=8.0, contacts=4, contact=5.0))
     samples: int = 8000  # surface points
     queries: int = 1500  # of them at most in each view
     radius: int = 3  # of patches, pixels

@@ -36,7 +36,7 @@ def test_check_has_a_line_for_each_check(tmp_path):
     task = finish(SetupTask.start("check", setup_tasks.check_arguments(PYTHON), tmp_path / "log"))
     assert task.error is None
     assert any(line.startswith("ok   Python") for line in task.lines)
-    assert "Device" in task.report and "no error" in task.report
+    assert "GPU" in task.report and "no error" in task.report
 
 
 def test_a_python_without_the_packages_is_told(tmp_path):

@@ -19,7 +19,7 @@ from backend.motion.bones import Rig, build_rig
 from backend.motion.graph import SurfaceGraph
 from backend.motion.rotations import nearest_rotation_svd
 
-STILL = 1e-5  # mean displacement in subject units: what moves less doesn't move
+STILL = 1e-3  # mean displacement in subject units: below it, what is left over is rounding
 CHUNK = 4096  # points whose weights are solved at once
 
 Offsets = Callable[[np.ndarray | slice], np.ndarray]  # some vertices -> [F, n, 3] float32: there may be millions

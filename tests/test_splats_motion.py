@@ -203,7 +203,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path: Path) -> None:
     SplatSource().save(tmp_path / "job", cut)
     with pytest.raises(UserError, match="cut short"):
         views.open_source(tmp_path / "job")
-    for more, said in (({"as_": "rig"}, "become frames of Gaussian splats"), ({"output": "a.glb"}, "can't hold splats")):
+    for more, said in (({"as_": "rig"}, "become frames"), ({"output": "a.glb"}, "can't hold splats")):
         options = {"input": str(whole), "prompt": "it sways", "output": str(tmp_path / "out"), **more}
         with pytest.raises(UserError, match=said):
             batch_options.check_options(batch_options.Options(**options), "")

@@ -45,6 +45,8 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         pooled_text_dim: length of the pooled text vector.
         pooled_text_with_frame: that embedding also sees which frame it is for, so that what is said can mean something
             else at each moment already in the first layer (not in the released model).
+        pooled_text_with_camera: it also sees the camera, so that a step to the left can mean left in one view and right
+            in another (not in the released model).
         i2v_near_identity_init: the MV2V layers carry cell codes and start by looking at their own cell of frame 0.
     """
 
@@ -73,6 +75,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         pooled_text: bool = False,
         pooled_text_dim: int | None = None,
         pooled_text_with_frame: bool = False,
+        pooled_text_with_camera: bool = False,
         i2v_near_identity_init: bool = False,
     ):
         super().__init__()
@@ -84,6 +87,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
         self.camera_embedding = TimestepEmbedding(camera_embedding_dim, time_dim)
         if pooled_text:
             text_dim = (pooled_text_dim or cross_attention_dim) + (first if pooled_text_with_frame else 0)
+            text_dim += camera_embedding_dim if pooled_text_with_camera else 0
             self.pooled_text_embedding = TimestepEmbedding(text_dim, time_dim)
         self.encoder_hid_proj = MultiIPAdapterImageProjection(
             [ImageProjection(image_embed_dim, cross_attention_dim, num_image_tokens)]
@@ -193,14 +197,20 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             later = embedding.expand(-1, len(frame_numbers) - 1, -1)
             embedding = torch.cat([at(torch.zeros_like(timestep)), later], dim=1)
         embedding = embedding + self.camera_embedding(camera)[:, None]
-        return embedding + self._embed_text(pooled_text, frame_numbers) if self.config.pooled_text else embedding
+        if not self.config.pooled_text:
+            return embedding
+        return embedding + self._embed_text(pooled_text, frame_numbers, camera)
 
-    def _embed_text(self, pooled_text: torch.Tensor, frame_numbers: torch.Tensor) -> torch.Tensor:
+    def _embed_text(
+        self, pooled_text: torch.Tensor, frame_numbers: torch.Tensor, camera: torch.Tensor
+    ) -> torch.Tensor:
         """Pooled text [(b n), d] -> [(b n), 1, 4 * c0], or [(b n), f, 4 * c0] where the frame takes part."""
         said = pooled_text[:, None]
         if self.config.pooled_text_with_frame:
             frames = self.time_proj(frame_numbers).to(said.dtype)  # [f, c0]
             said = torch.cat([said.expand(-1, len(frames), -1), frames.expand(len(said), -1, -1)], dim=-1)
+        if self.config.pooled_text_with_camera:
+            said = torch.cat([said, camera[:, None].expand(-1, said.shape[1], -1)], dim=-1)
         return self.pooled_text_embedding(said)
 
     def forward(

@@ -97,6 +97,7 @@ class StarterModel(torch.nn.Module):
             i2v_cond_time_zero=True,
             pooled_text=True,
             pooled_text_with_frame=True,  # else the moment is known only behind the first motion module
+            pooled_text_with_camera=True,  # else what goes left in one view and right in another is never learnt
             i2v_near_identity_init=True,
         )
         torch.nn.init.zeros_(self.unet.conv_out.weight)  # start from an object that stands still

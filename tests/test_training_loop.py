@@ -81,7 +81,7 @@ def test_every_part_of_the_video_model_gets_a_gradient(store: LatentStore) -> No
     model, scheduler = tiny_model(store), build_scheduler()
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
     batch, settings = store.all(1, 2)[0], replace(TINY, text_dropout=0.0)
-    draw = draw_noise(batch["latents"].shape[1:], 1000, settings, step=0)
+    draw = draw_noise(batch["latents"].shape, 1000, settings, step=0)
     training_loss(model, scheduler, batch, draw, settings).backward()
     # The image encoder's last norm of the patches feeds nothing: only the class token is read.
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -73,9 +73,9 @@ def picture_batch(settings: CodecSettings, first_seed: int) -> torch.Tensor:
     return to_model_range(np.concatenate(pictures))
 
 
-def to_model_range(pictures: np.ndarray) -> torch.Tensor:
+def to_model_range(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
     """uint8 [..., H, W, 4] premultiplied to float [..., 4, H, W] in -1..1."""
-    return torch.from_numpy(pictures).movedim(-1, -3).float() / 127.5 - 1.0
+    return torch.as_tensor(pictures).movedim(-1, -3).float() / 127.5 - 1.0
 
 
 def codec_loss(codec: AutoencoderKL, pictures: torch.Tensor, settings: CodecSettings) -> tuple[torch.Tensor, float]:

@@ -13,7 +13,7 @@ from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.training.captions import motion_words
 from backend.training.loop import Average, build_optimizers, load_state
-from backend.training.starter import StarterModel, StarterSettings, build_scheduler
+from backend.training.starter import StarterModel, StarterSettings, build_scheduler, read_settings
 from backend.training.video import STATE, run_tokenizer
 
 
@@ -64,7 +64,7 @@ def export_starter(run: Path, folder: Path, motions: Sequence[str]) -> None:
 
     `motions` are those that a prompt may ask for: of the trained ones those that benchmarks/starter.py finds good.
     """
-    model = load_run(run, replace(StarterSettings(), motions=tuple(motions)))
+    model = load_run(run, replace(read_settings(run), motions=tuple(motions)))
     for network in (model.unet, model.vae, model.text_encoder, model.image_encoder):
         network.half()
     model.save_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from backend.training.clips import Clip, make_clip, render_clip
 from backend.training.codec import to_model_range
 from backend.training.motions import MOTIONS
 
-SHARDS_IN_USE = 60  # from which a step draws: 0.6 GB of them are held in memory
+ENCODED_AT_ONCE = 4  # clips
 
 
 class LatentStore:
@@ -37,14 +37,18 @@ class LatentStore:
         first_seed: int = 0,
         balanced: bool = False,
         shard_clips: int = 32,
+        shards_in_use: int = 16,
         rendered: Sequence[Clip] = (),
         rendered_share: float = 0.0,
+        obtain: Callable[[int], None] | None = None,
     ) -> None:
         """`balanced`: the motions in turn instead of drawn ones; `shard_clips` to a file.
 
-        `rendered_share` of the clips are drawn from `rendered` instead of being made.
+        A step draws from the last `shards_in_use` shards, which are held in the codec's memory. `rendered_share` of the
+        clips are drawn from `rendered` instead of being made. `obtain` waits for a missing shard that others make.
         """
         self.folder, self.codec, self.tokenizer = folder, codec, tokenizer
+        self.device, self.shards_in_use, self.obtain = codec.device, shards_in_use, obtain
         self.size, self.frames, self.first_seed = size, frames, first_seed
         self.motions, self.balanced, self.shard_clips = tuple(motions), balanced, shard_clips
         self.rendered, self.rendered_share = rendered, rendered_share
@@ -54,9 +58,12 @@ class LatentStore:
     def shard(self, index: int) -> dict[str, torch.Tensor]:
         if index not in self.shards:
             if not self.path(index).exists():
-                self.write(index, self.encode(self.pictures(index)))
-            self.shards[index] = load_file(self.path(index))
+                self.make(index) if self.obtain is None else self.obtain(index)
+            self.shards[index] = load_file(self.path(index), device=str(self.device))
         return self.shards[index]
+
+    def make(self, index: int) -> None:
+        self.write(index, self.encode(self.pictures(index)))
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
@@ -75,19 +82,18 @@ class LatentStore:
         bare.codec, bare.tokenizer, bare.shards = None, None, {}
         return bare
 
-    def reached(self, step: int, count: int, repeats: int) -> int:
-        """How many shards are in use at a step, in batches of `count`."""
-        return step * count // (self.shard_clips * repeats) + 4
+    def reached(self, clips: int, repeats: int) -> int:
+        """How many shards are in use once so many clips were drawn."""
+        return clips // (self.shard_clips * repeats) + 4
 
     def draw(
-        self, rng: np.random.Generator, count: int, step: int, repeats: int, part: slice = slice(None)
+        self, rng: np.random.Generator, count: int, reached: int, part: slice = slice(None)
     ) -> dict[str, torch.Tensor]:
-        """A random batch of the shards reached by `step`; a clip is drawn `repeats` times on average.
+        """A random batch of `count` clips from the newest of `reached` shards, on the codec's device.
 
         Of the `count` clips only `part` is read: that of one process among several.
         """
-        reached = self.reached(step, count, repeats)
-        oldest = max(0, reached - SHARDS_IN_USE)
+        oldest = max(0, reached - self.shards_in_use)
         self.shards = {index: shard for index, shard in self.shards.items() if index >= oldest}
         # The newest shard always takes part, so that new clips are seen as often as old ones.
         shards = rng.integers(oldest, reached, count)
@@ -104,10 +110,10 @@ class LatentStore:
         motions [b], their places in `MOTIONS` or -1."""
         batch = {key: torch.stack([shard[key][i] for shard, i in places]) for key in ("latents", "images", "tokens")}
         batch["latents"] = batch["latents"].float()
-        batch["images"] = on_grey(to_model_range(batch["images"].numpy()))
+        batch["images"] = on_grey(to_model_range(batch["images"]))
         for key in ("other_tokens", "motions"):
             batch[key] = torch.stack([shard[key][i] for shard, i in places])
-        batch["empty"] = self._tokens([""]).expand(len(places), -1)
+        batch["empty"] = self._tokens([""]).to(self.device).expand(len(places), -1)
         return batch
 
     def pictures(self, index: int) -> list[tuple[np.ndarray, str, str]]:
@@ -119,26 +125,27 @@ class LatentStore:
     @torch.no_grad()
     def encode(self, clips: list[tuple[np.ndarray, str, str]]) -> dict[str, torch.Tensor]:
         """The tensors of a shard."""
-        latents, images, captions, motions = [], [], [], []
-        for pictures, caption, motion in clips:
-            pixels = to_model_range(pictures).flatten(0, 1).to(self.codec.device)
-            with torch.autocast(pixels.device.type, torch.bfloat16, multiplies_bfloat16(pixels.device)):
-                encoded = self.codec.encode(pixels).latent_dist.mode().float().cpu()
-            encoded = encoded.unflatten(0, pictures.shape[:2]).movedim(1, 2)  # [4, c, F, h, w]
-            latents.append((encoded * self.codec.config.scaling_factor).half())
-            images.append(torch.from_numpy(pictures[:, 0]))
-            captions.append(caption)
-            motions.append(motion)
+        pictures = [torch.from_numpy(clip) for clip, _, _ in clips]
+        together = (pictures[i : i + ENCODED_AT_ONCE] for i in range(0, len(pictures), ENCODED_AT_ONCE))
+        motions = [motion for _, _, motion in clips]
         names = {name: index for index, name in enumerate(MOTIONS)}
-        tokens = self._tokens(captions)
+        tokens = self._tokens([caption for _, caption, _ in clips])
         others = [_another(motions, i) for i in range(len(motions))]
         return {
-            "latents": torch.stack(latents).contiguous(),
-            "images": torch.stack(images).contiguous(),
+            "latents": torch.cat([self._latents(torch.stack(some)) for some in together]).contiguous(),
+            "images": torch.stack([clip[:, 0] for clip in pictures]).contiguous(),
             "tokens": tokens,
             "other_tokens": tokens[others].clone(),
             "motions": torch.tensor([names.get(motion, -1) for motion in motions]),
         }
+
+    def _latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures uint8 [k, 4, F, H, W, 4] -> scaled latents, half precision [k, 4, c, F, h, w]."""
+        pixels = to_model_range(pictures.flatten(0, 2).to(self.device))
+        with torch.autocast(pixels.device.type, torch.bfloat16, multiplies_bfloat16(pixels.device)):
+            encoded = self.codec.encode(pixels).latent_dist.mode().float()
+        encoded = encoded.unflatten(0, pictures.shape[:3]).movedim(2, 3)
+        return (encoded * self.codec.config.scaling_factor).half().cpu()
 
     def _clip(self, seed: int) -> Clip:
         rng = np.random.default_rng((seed, 1))

@@ -105,6 +105,11 @@ def twist(points: np.ndarray, phase: float, strength: float) -> np.ndarray:
     return _rotate(points, 0.9 * strength * np.sin(TAU * phase) * height, 2, np.zeros(3))
 
 
+def spin(points: np.ndarray, phase: float, strength: float) -> np.ndarray:
+    """One whole turn about the vertical axis, whatever the strength."""
+    return _rotate(points, np.full((len(points), 1), TAU * phase), 2, np.zeros(3))
+
+
 def stretch(points: np.ndarray, phase: float, strength: float) -> np.ndarray:
     """Grows taller and thinner, then shorter and wider, about the foot; the volume stays."""
     tall = 1.0 + 0.3 * strength * np.sin(TAU * phase)
@@ -192,6 +197,12 @@ MOTIONS: dict[str, Motion] = {
         ("twists", "twists left and right", "twists around", "turns its top", "wrings itself", "twists its body"),
         ("twisting", "twisting left and right", "twisting around", "turning its top", "twisting its body"),
         ("twists its top left and right", "twists itself"),
+    ),
+    "spin": Motion(
+        spin,
+        ("spins", "spins around", "rotates", "turns around", "spins like a top", "turns in a circle", "rotates slowly"),
+        ("spinning", "spinning around", "rotating", "turning around", "spinning like a top"),
+        ("rotates in a circle", "spins on the spot"),
     ),
     "stretch": Motion(
         stretch,

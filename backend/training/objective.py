@@ -31,18 +31,17 @@ class Draw:
         noise = self.noise.unflatten(0, (-1, VIEWS))[clips].flatten(0, 1)
         return Draw(self.timestep[clips], self.without_text[clips], noise)
 
-    def to(self, device: torch.device) -> Draw:
-        return Draw(self.timestep.to(device), self.without_text.to(device), self.noise.to(device))
 
-
-def draw_noise(clip: torch.Size, steps: int, settings: StarterSettings, step: int) -> Draw:
-    """The draw of training step `step` for `settings.batch` clips [n, c, f, h, w], at `steps` noise levels."""
-    generator = torch.Generator().manual_seed(settings.seed * 2**32 + step)
-    count = settings.batch
-    timestep = torch.randint(0, steps, (count,), generator=generator)
-    timestep[torch.rand(count, generator=generator) < settings.pure_noise_share] = steps - 1
-    without_text = torch.rand(count, generator=generator) < settings.text_dropout
-    return Draw(timestep, without_text, torch.randn((count * clip[0], *clip[1:]), generator=generator))
+def draw_noise(
+    clips: torch.Size, steps: int, settings: StarterSettings, step: int, device: torch.device | str = "cpu"
+) -> Draw:
+    """The draw of training step `step` for clips [b, n, c, f, h, w], at `steps` noise levels."""
+    generator = torch.Generator(device).manual_seed(settings.seed * 2**32 + step)
+    any_level = torch.randint(0, steps, clips[:1], generator=generator, device=device)
+    at_pure_noise = torch.rand(clips[:1], generator=generator, device=device) < settings.pure_noise_share
+    without_text = torch.rand(clips[:1], generator=generator, device=device) < settings.text_dropout
+    noise = torch.randn((clips[0] * clips[1], *clips[2:]), generator=generator, device=device)
+    return Draw(torch.where(at_pure_noise, steps - 1, any_level), without_text, noise)
 
 
 def draw_frames(batch: Batch, count: int, rng: np.random.Generator) -> Batch:

@@ -1,18 +1,24 @@
-"""Clips made ahead of a training run: worker processes draw them, one thread encodes them, files pass them on.
+"""Clips made ahead of a training run by other processes: workers draw them, another encodes them and writes them down.
 
-A run makes each shard of clips itself where it is not there yet, so nothing depends on this but its speed.
+A run makes each shard of clips itself where there is no `Prefetcher`, so nothing depends on this but its speed.
 """
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
-import threading
+import os
+import time
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from types import TracebackType
 
 from backend.training.latents import LatentStore
 
+CONTEXT = multiprocessing.get_context("spawn")  # a forked process must not use the GPU's libraries that are loaded here
+AT_LEAST = 4  # shards that a run wants at its first step
 _store: LatentStore | None = None  # of a worker process
 
 
@@ -23,43 +29,61 @@ class Prefetcher:
     """
 
     def __init__(self, store: LatentStore, workers: int, wanted: int) -> None:
-        self.store, self.workers, self.wanted = store, workers, wanted
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self.failure: BaseException | None = None
+        self.store = store
+        self._wanted, self._stopping = CONTEXT.Value("q", max(wanted, AT_LEAST)), CONTEXT.Event()
+        sent = copy.copy(store)
+        sent.codec = copy.deepcopy(store.codec).cpu()  # memory of a GPU is not to be shared between processes
+        # Not a thread: encoding would take the interpreter away from the training loop.
+        arguments = (sent, workers, self._wanted, self._stopping)
+        self.process = CONTEXT.Process(target=_make_shards, args=arguments, name="prefetch")
+
+    @property
+    def wanted(self) -> int:
+        return self._wanted.value
+
+    @wanted.setter
+    def wanted(self, shards: int) -> None:
+        self._wanted.value = shards
+
+    def wait_for(self, index: int) -> None:
+        """Returns once a shard is there; raises `RuntimeError` where it is not going to be."""
+        self.wanted = max(self.wanted, index + 1)
+        while not self.store.path(index).exists():
+            if not self.process.is_alive():
+                raise RuntimeError(f"the process that draws clips ended with {self.process.exitcode}")
+            time.sleep(0.002)
 
     def __enter__(self) -> Prefetcher:
-        self.thread.start()
+        self.process.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stopping.set()
-        self.thread.join()
-        if kind is None and self.failure is not None:
-            raise self.failure
+        self._stopping.set()
+        self.process.join()
+        if kind is None and self.process.exitcode:
+            raise RuntimeError(f"the process that draws clips ended with {self.process.exitcode}")
 
-    def _run(self) -> None:
-        # Spawned, for a forked process must not use the GPU's libraries that are loaded here.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.workers, context, _begin, (self.store.without_networks(),))
-        drawn: deque[tuple[int, Future]] = deque()
-        following = 0
-        try:
-            while not self.stopping.is_set():
-                while following < self.wanted and len(drawn) < 2 * self.workers:
-                    if not self.store.path(following).exists():
-                        drawn.append((following, pool.submit(_draw, following)))
-                    following += 1
-                if not drawn:
-                    self.stopping.wait(0.1)
-                    continue
+
+def _make_shards(store: LatentStore, workers: int, wanted: Synchronized, stopping: Event) -> None:
+    """What the process does until it is told to stop, or the run is gone."""
+    run = os.getppid()
+    store.codec.to(store.device)
+    pool = ProcessPoolExecutor(workers, CONTEXT, _begin, (store.without_networks(),))
+    drawn: deque[tuple[int, Future]] = deque()
+    following = 0
+    try:
+        while not stopping.is_set() and os.getppid() == run:
+            while following < wanted.value and len(drawn) < 2 * workers:
+                if not store.path(following).exists():
+                    drawn.append((following, pool.submit(_draw, following)))
+                following += 1
+            if drawn and drawn[0][1].done():
                 index, future = drawn.popleft()
-                if not self.store.path(index).exists():
-                    self.store.write(index, self.store.encode(future.result()))
-        except BaseException as error:  # told where the block ends
-            self.failure = error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+                store.write(index, store.encode(future.result()))
+            else:
+                time.sleep(0.005)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(store: LatentStore) -> None:

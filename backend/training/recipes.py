@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from backend.training.motions import MOTIONS
 from backend.training.paper import PaperSettings, train_paper
 from backend.training.session import SessionSettings, run_session
-from backend.training.starter import StarterSettings
+from backend.training.starter import StarterSettings, for_cpu
 
 
 def add_recipes(stages: argparse._SubParsersAction) -> None:
@@ -36,15 +38,34 @@ def add_recipes(stages: argparse._SubParsersAction) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder of the run; goes on where it was"
     )
     starter.add_argument("--minutes", type=float, default=session.minutes, help="in all (default %(default)s)")
-    starter.add_argument("--steps", type=int, default=session.steps, help="of all sessions together")
-    starter.add_argument("--batch", type=int, default=StarterSettings.batch, help="clips a step (GPUs: 64)")
-    starter.add_argument("--rate", type=float, default=StarterSettings.learning_rate, help="learning rate at its peak")
+    starter.add_argument("--steps", type=float, default=session.steps, help="of all sessions together, to "
+                         "whose end the schedule runs; by default it ends with this session")  # fmt: skip
+    add_settings(starter)
     starter.add_argument("--workers", type=int, default=session.workers, help="processes that draw clips")
-    starter.add_argument("--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION")
     starter.add_argument("--start", type=Path, metavar="DIR", help="weights whose codec is used, and to begin with")
+    starter.add_argument("--codec-only", action="store_true", help="of --start only the codec is used")
     starter.add_argument("--resume", type=Path, metavar="DIR", help="delivery of an earlier session, run elsewhere")
     starter.add_argument("--most-mb", type=float, default=session.most_mb, help="of the delivery")
     starter.set_defaults(run=_starter)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that `settings_of` reads."""
+    parser.add_argument("--model", choices=("large", "small"), help="128 pixels for a GPU, or 64 for a CPU; by default "
+                        "whichever is there")  # fmt: skip
+    parser.add_argument("--batch", type=int, help="clips a step; the model's own by default")
+    parser.add_argument("--rate", type=float, help="learning rate at its peak; the model's own by default")
+    parser.add_argument(
+        "--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION", help="what to teach"
+    )
+
+
+def settings_of(options: argparse.Namespace) -> StarterSettings:
+    settings = StarterSettings()
+    if options.model == "small" or (options.model is None and not torch.cuda.is_available()):
+        settings = for_cpu(settings)
+    own = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
+    return replace(settings, **{name: value for name, value in own.items() if value is not None})
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -57,10 +78,7 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _starter(options: argparse.Namespace) -> None:
-    settings = replace(
-        StarterSettings(), batch=options.batch, learning_rate=options.rate, motions=tuple(options.motions)
-    )
     session = SessionSettings(
         minutes=options.minutes, steps=options.steps, workers=options.workers, most_mb=options.most_mb
     )
-    run_session(options.out, settings, session, options.start, options.resume)
+    run_session(options.out, settings_of(options), session, options.start, options.resume, options.codec_only)

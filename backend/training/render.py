@@ -12,7 +12,7 @@ from backend.protocol import CAMERA_FOVY
 SAMPLES = 3  # per pixel and axis: the silhouette's alpha has ten levels
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _draw(screen, depth, faces, colors, zbuffer, image):
     """Triangles into `image` [S, S, 4] through `zbuffer` [S, S]; screen [V, 2] in samples, depth [V] positive."""
     size = zbuffer.shape[0]
@@ -44,6 +44,21 @@ def _draw(screen, depth, faces, colors, zbuffer, image):
                     image[y, x, 3] = 1.0
 
 
+@njit(cache=True, nogil=True)
+def _resolve(fine, image):
+    """Means of square blocks: `fine` [k S, k S, 4] into `image` [S, S, 4]."""
+    size, samples = image.shape[0], fine.shape[0] // image.shape[0]
+    share = np.float32(1.0 / samples**2)
+    for y in range(size):
+        for x in range(size):
+            for k in range(4):
+                total = np.float32(0.0)
+                for dy in range(samples):
+                    for dx in range(samples):
+                        total += fine[y * samples + dy, x * samples + dx, k]
+                image[y, x, k] = total * share
+
+
 def render(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray, c2w: np.ndarray, size: int) -> np.ndarray:
     """One picture [size, size, 4] float32, premultiplied, of a mesh seen by one camera.
 
@@ -54,6 +69,7 @@ def render(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray, c2w: np.
     depth = -local[:, 2]
     focal = 0.5 * fine / math.tan(math.radians(CAMERA_FOVY) / 2)
     screen = np.stack([0.5 * fine + focal * local[:, 0] / depth, 0.5 * fine - focal * local[:, 1] / depth], -1)
-    image = np.zeros((fine, fine, 4), np.float32)
+    image, small = np.zeros((fine, fine, 4), np.float32), np.empty((size, size, 4), np.float32)
     _draw(screen, depth, faces, colors, np.full((fine, fine), np.inf, np.float32), image)
-    return image.reshape(size, SAMPLES, size, SAMPLES, 4).mean(axis=(1, 3))
+    _resolve(image, small)
+    return small

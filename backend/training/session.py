@@ -1,7 +1,7 @@
 """The starter recipe within a time limit, on one machine: data, training, weights and logs to take away.
 
-    python -m backend train starter --out runs/mine --minutes 25 --batch 64 --workers 12
-    python -m backend train starter --out runs/mine --minutes 25 --batch 64 --workers 12        goes on; times add up
+    python -m backend train starter --out runs/mine --minutes 25 --workers 12 --start weights/starter --codec-only
+    python -m backend train starter --out runs/mine --minutes 25 --workers 12                   goes on; times add up
 
 Worker processes draw clips, the GPU (or the CPU) encodes them and trains. What is to be taken away lies in
 `runs/mine/delivery`: `weights` in half precision, the logs, and `run`, from which `--resume` goes on elsewhere: the
@@ -11,6 +11,7 @@ codec, the tokenizer and, where it fits into the limit, the whole state; else a 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -40,20 +41,26 @@ class SessionSettings:
 
     minutes: float = 25.0  # in all, from the start of the program to the end of the delivery
     reserve: float = 1.0  # minutes of them that are kept for measuring, saving and delivering
-    steps: int = 20_000  # of the whole training, over all sessions: the learning rate follows a cosine over them
+    steps: float = math.inf  # of all sessions together, to whose end the schedule runs; inf: it ends with this session
     workers: int = 4  # processes that draw clips
     ahead: int = 1000  # steps for which clips are made in advance
     most_mb: float = 60.0  # of the delivery
 
 
 def run_session(
-    out: Path, settings: StarterSettings, session: SessionSettings, start: Path | None, resume: Path | None = None
+    out: Path,
+    settings: StarterSettings,
+    session: SessionSettings,
+    start: Path | None,
+    resume: Path | None = None,
+    codec_only: bool = False,
 ) -> bool:
     """Trains until the time is over or the training is done, and delivers. Returns whether it is done.
 
     Args:
         start: weights that a fresh run begins with, and whose codec is used where `out` has none; None: from nothing.
         resume: the delivery of an earlier session, where the folder of its run is gone.
+        codec_only: of `start` only the codec is used.
 
     Raises:
         UserError: nothing to begin with.
@@ -62,7 +69,7 @@ def run_session(
     weights = start if resume is None else resume / WEIGHTS
     if not (out / STATE).exists():
         _begin(out, weights, resume)
-    if (out / STATE).exists():
+    if codec_only or (out / STATE).exists():
         weights = None  # the state knows better
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = AutoencoderKL.from_pretrained(out / "vae").eval().to(device)
@@ -70,27 +77,31 @@ def run_session(
         out / "clips", codec, run_tokenizer(out), settings.size, settings.frames, settings.motions,
         shard_clips=settings.shard_clips,
     )  # fmt: skip
-    draw = sampler_of(out, settings)
+    draw, (steps, seconds) = sampler_of(out, settings), _done(out)
 
     def wanted(step: int) -> int:
-        return store.reached(min(step + session.ahead, session.steps), settings.batch, settings.repeats)
+        return store.reached(int(min(step + session.ahead, session.steps)) * settings.batch, settings.repeats)
 
-    with Prefetcher(store, session.workers, wanted(_steps_done(out))) as ahead:
+    with Prefetcher(store, session.workers, wanted(steps)) as ahead:
 
         def show(step: int, model: StarterModel, log: RunLog) -> None:
             ahead.wanted = wanted(step)
             draw(step, model, log)
 
-        done = train_video(out, session.steps, settings, weights, show=show, until=until)
+        whole = seconds + until - time.monotonic() if session.steps == math.inf else math.inf
+        done = train_video(out, session.steps, settings, weights, show=show, until=until, seconds=whole,
+                           obtain=ahead.wait_for)  # fmt: skip
     deliver(out, settings, session)
     return done
 
 
-def _steps_done(out: Path) -> int:
+def _done(out: Path) -> tuple[int, float]:
+    """Steps and seconds of the sessions before."""
     if not (out / STATE).exists():
-        return 0
+        return 0, 0.0
     with safe_open(out / STATE, framework="pt") as state:
-        return int(state.get_tensor("counters")[0])
+        step, seconds = state.get_tensor("counters").tolist()
+    return int(step), seconds
 
 
 def _begin(out: Path, weights: Path | None, resume: Path | None) -> None:

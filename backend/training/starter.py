@@ -6,7 +6,9 @@ small network learn motion fastest decides; each such choice is a field of `Star
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
@@ -14,25 +16,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from backend.mv_vdm.cameras import camera_vectors
 from backend.mv_vdm.unet import MVVDMUNet
-from backend.protocol import condition_cameras
+from backend.protocol import condition_cameras, write_json
 from backend.training.captions import MAX_TOKENS
 from backend.training.motions import MOTIONS
 
 VIEWS = 4
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
 class StarterSettings:
-    """Sizes and schedule; the figures are for two CPU cores and an hour or two."""
+    """Sizes and schedule; the figures are for ten minutes of one large GPU (for a CPU see `for_cpu`)."""
 
     motions: tuple[str, ...] = tuple(MOTIONS)  # the fewer, the sooner they are learnt
-    size: int = 64  # pixels; 8 x 8 latents
+    size: int = 128  # pixels; 16 x 16 latents
     frames: int = 16
-    width: tuple[int, ...] = (64, 96)  # many cheap samples beat a big model at this budget
-    text_width: int = 96
+    width: tuple[int, ...] = (96, 160)  # 13 M parameters: what two cores sample in half a minute
+    text_width: int = 128
     image_width: int = 64
-    batch: int = 2  # on a CPU a batch gains little, and steps are what is scarce
-    learning_rate: float = 1.2e-3
+    batch: int = 64  # clips a step
+    learning_rate: float = 2e-3
     warmup: int = 150
     average_decay: float = 0.998
     text_dropout: float = 0.1  # as the paper; lets the sampler use classifier-free guidance
@@ -41,12 +44,14 @@ class StarterSettings:
     least_motion: float = 0.1  # a clip counts by its error over this and what it moves: small motions like large ones
     sparse_share: float = 0.92  # first part of the run, on
     sparse_frames: int = 6  # frames of each clip, drawn anew each time: more clips in the same time
+    whole_share: float = 0.375  # of the batch, in the last part of the run: as many pictures a step as before
     rendered_share: float = 0.3  # of the clips, where there are rendered ones
     shard_clips: int = 32  # clips in each file of prepared ones
-    repeats: int = 8  # times that each rendered clip is used
+    shards_in_use: int = 400  # from which a step draws, held in the device's memory: 42 MB each
+    repeats: int = 12  # times that each rendered clip is used
     log_steps: int = 50
     save_seconds: float = 180.0
-    measure_steps: int = 600
+    measure_steps: int = 1000
     seed: int = 0
 
 
@@ -100,6 +105,7 @@ class StarterModel(torch.nn.Module):
             pooled_text_with_camera=True,  # else what goes left in one view and right in another is never learnt
             i2v_near_identity_init=True,
         )
+        self.register_buffer("cameras", camera_vectors(condition_cameras()), persistent=False)  # [n, 16]
         torch.nn.init.zeros_(self.unet.conv_out.weight)  # start from an object that stands still
         torch.nn.init.zeros_(self.unet.conv_out.bias)
 
@@ -117,12 +123,11 @@ class StarterModel(torch.nn.Module):
         images [(b n), 3, H, W] in -1..1, frame_numbers [f] where the frames are not 0, 1, 2, ...
         """
         text = self.text_encoder(input_ids=tokens)
-        cameras = camera_vectors(condition_cameras()).repeat(len(tokens), 1).to(noisy.device)
         return self.unet(
             noisy,
             timestep.repeat_interleave(VIEWS),
             text.last_hidden_state.repeat_interleave(VIEWS, dim=0),
-            cameras,
+            self.cameras.repeat(len(tokens), 1),
             self.image_encoder(pixel_values=images).image_embeds,
             pooled_text=text.pooler_output.repeat_interleave(VIEWS, dim=0),
             frame_numbers=frame_numbers,
@@ -143,7 +148,24 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def for_cpu(settings: StarterSettings) -> StarterSettings:
+    """The same recipe for an hour or two of a CPU: many cheap steps beat a big model and a big batch there."""
+    small = {"size": 64, "width": (64, 96), "text_width": 96, "shards_in_use": 60, "learning_rate": 1.2e-3}
+    return replace(settings, **small, batch=2, whole_share=1.0, repeats=8, measure_steps=600)
+
+
+def write_settings(run: Path, settings: StarterSettings) -> None:
+    write_json(run / SETTINGS, asdict(settings))
+
+
+def read_settings(run: Path) -> StarterSettings:
+    """Those that a run was trained with."""
+    values = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+    return StarterSettings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
 def quick(settings: StarterSettings) -> StarterSettings:
     """The same recipe at the smallest size that runs: for tests."""
     small = {"frames": 4, "sparse_frames": 3, "width": (16, 16), "text_width": 16, "image_width": 16, "shard_clips": 2}
-    return replace(settings, **small, batch=2, warmup=2, log_steps=2, save_seconds=0.3, measure_steps=4)
+    small |= {"warmup": 2, "log_steps": 2, "save_seconds": 0.3, "measure_steps": 4}
+    return replace(for_cpu(settings), **small)

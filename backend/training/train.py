@@ -16,9 +16,8 @@ from backend.protocol import UserError
 from backend.training.codec import CodecSettings, train_codec
 from backend.training.export import export_starter
 from backend.training.motions import MOTIONS
-from backend.training.recipes import add_recipes
+from backend.training.recipes import add_recipes, add_settings, settings_of
 from backend.training.samples import sampler_of
-from backend.training.starter import StarterSettings
 from backend.training.video import train_video
 
 
@@ -30,11 +29,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     codec.add_argument("--rate", type=float, default=CodecSettings.learning_rate, help="learning rate at its peak")
     video = stages.add_parser("video", help="train the video model on the codec's latents; a stopped run goes on")
     video.add_argument("--steps", type=int, default=5000, help="of training in all (default %(default)s)")
-    video.add_argument("--batch", type=int, default=StarterSettings.batch, help="clips a step (default %(default)s)")
-    video.add_argument("--rate", type=float, default=StarterSettings.learning_rate, help="learning rate at its peak")
-    video.add_argument(
-        "--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION", help="what to teach"
-    )
+    add_settings(video)
     video.add_argument("--start", type=Path, metavar="DIR", help="weights to start from, such as weights/starter")
     video.add_argument("--rendered", type=Path, metavar="DIR", help="shards of tools/render_dataset.py to train on too")
     for stage in (codec, video):
@@ -69,8 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.stage == "codec":
         train_codec(options.out, options.steps, replace(CodecSettings(), learning_rate=options.rate))
     else:
-        chosen = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
-        settings = replace(StarterSettings(), **chosen)
+        settings = settings_of(options)
         show = sampler_of(options.out, settings)
         train_video(options.out, options.steps, settings, options.start, options.rendered, show)
     return 0

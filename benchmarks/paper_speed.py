@@ -29,6 +29,7 @@ from backend import device as devices
 from backend.motion.hexplane import HexPlane
 from backend.motion.matte import key_matte
 from backend.motion.render_fit import fit_by_rendering
+from backend.motion.sds_fit import SdsSettings
 from backend.motion.settings import preset
 from backend.mv_vdm.execution import FAST, Execution, for_large_model
 from backend.mv_vdm.pipeline import MVVDM
@@ -36,7 +37,7 @@ from backend.presets import sds_settings
 from backend.protocol import write_json
 from backend.splats.cuda_gsplat import gsplat_usable
 from backend.splats.gaussians import Gaussians
-from backend.stages import refine_motion
+from backend.steps import refine_motion
 
 SDS_PFLOP = 26.0  # 250 guided iterations with the full VAE encoder, forward and backward
 
@@ -88,7 +89,7 @@ def main() -> int:
     drawn_by = "gsplat" if device.type == "cuda" and gsplat_usable() else "the CPU rasterizer"
     report.add(rasterizer=drawn_by, threads=torch.get_num_threads(), asset=options.name, size=options.size)
     splats = _splats(made, device, report)
-    field = _reconstruct(made, splats, device, options.reconstruction, report)
+    field = _reconstruct(made, splats, device, options, report)
     if options.sds:
         _refine(made, splats, field, device, options, report)
     for name, value in report.content.items():
@@ -108,9 +109,10 @@ def _splats(made: videos.TrueVideo, device: torch.device, report: Report) -> Gau
 
 
 def _reconstruct(
-    made: videos.TrueVideo, splats: Gaussians, device: torch.device, per_frame: int, report: Report
+    made: videos.TrueVideo, splats: Gaussians, device: torch.device, options: argparse.Namespace, report: Report
 ) -> HexPlane:
-    paper = preset("paper")
+    paper = replace(preset("paper"), image_size=options.pixels)
+    per_frame = options.reconstruction
     frames, subject = made.frames, made.subject
     matte = key_matte(frames, frames[:, 0, ..., 3].astype(np.float32) / 255.0)
     last = frames.shape[1] - 1
@@ -156,9 +158,10 @@ def _refine(
         report.add(sds_iterations=len(seconds), sds_iteration_seconds=float(np.median(seconds[1:] or seconds)))
 
     with peak_memory(device) as peak:
-        _sds(model, made, splats, field, 1, lambda step, steps: None)
+        settings = replace(sds_settings("paper"), anchor_size=options.pixels)
+        _sds(model, made, splats, field, replace(settings, iterations=1), lambda step, steps: None)
         clock = Clock(device, tell)
-        _sds(model, made, splats, field, options.sds, clock.start())
+        _sds(model, made, splats, field, replace(settings, iterations=options.sds), clock.start())
     each = report.content["sds_iteration_seconds"]
     floor = SDS_PFLOP * 1e3 / whole / ceiling
     report.add(
@@ -178,10 +181,9 @@ def _sds(
     made: videos.TrueVideo,
     splats: Gaussians,
     field: HexPlane,
-    iterations: int,
+    settings: SdsSettings,
     callback: Callable[[int, int], None],
 ) -> None:
-    settings = replace(sds_settings("paper"), iterations=iterations)
     refine_motion(made.subject, model, "it runs", field, made.frames.shape[1], splats, settings, 0, callback)
 
 
@@ -192,6 +194,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--name", default="fox_run", help="the asset")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=SIZES, default="full", help="of the model")
+    parser.add_argument("--pixels", type=int, default=256, help="of the pictures that are compared; the paper's 256")
     parser.add_argument("--reconstruction", type=int, default=4, help="iterations per number of frames; the paper's 50")
     parser.add_argument("--sds", type=int, default=10, help="iterations of 4D-SDS; the paper's 250")
     parser.add_argument("--report", type=Path, metavar="FILE.json")

@@ -72,9 +72,9 @@ def parts(data: Path, device: str, tiny: bool) -> list[Part]:
         Part("fit", "motion_fit.py", fit, 60),
         Part("gsplat", "rasterizer_device.py", (*at, *cloud), 25, gsplat=True),
         Part("paper_gsplat", "paper_speed.py", (*paper, *more), 45, gsplat=True),
+        Part("parity", "parity_device.py", ("--unet-set", str(data / "golden"), *at), 30),
         Part("paper", "paper_speed.py", (*paper, *fewer), 55),
         Part("fit_position", "motion_fit.py", (*fit, "--appearance", "position"), 40),
-        Part("parity", "parity_device.py", ("--unet-set", str(data / "golden"), *at), 30),
     ]
 
 

@@ -2,7 +2,7 @@
 
 The same Gaussians and cameras on both: largest and mean difference of colour and alpha, relative L2 of the gradients of
 a randomly weighted picture, and the milliseconds of forward and backward for one picture and for many at once. gsplat
-cuts a splat off where its alpha falls below 1/255, where our definition fades out, so pixels may differ by a few 255ths.
+cuts a splat off where its alpha falls below 1/255, where our definition fades out: pixels may differ by a few 255ths.
 Exit code 0 only when pictures and gradients are near (`LIMITS`).
 """
 

@@ -4,7 +4,7 @@
 
 Each animated asset is rendered as a perfect model would see it move (four views, 16 frames), the fit gets the mesh of
 frame 0 and that video, and its vertices are compared with the truth. `--degraded` makes the video as bad as generated
-ones are, `--still` shows the first frame all the time. Needs the bpy package.
+ones are, `--still` shows the first frame all the time. Needs the bpy package, but not where `--videos` has them all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from backend import device as devices
 from backend.evaluation.motion import novel_view_psnr, score_motion
-from backend.memory import PeakMemory
+from backend.memory import PeakMemory, take_gpu_peak
 from backend.motion.fit import fit_motion, road_of
 from backend.motion.matte import key_matte
 from backend.motion.settings import FitSettings, preset
@@ -79,7 +79,7 @@ def _write_report(options: argparse.Namespace, settings: FitSettings, device: to
         "options": kept,
         "settings": asdict(settings),
         "versions": devices.versions(),
-        "device": device.type,
+        "device": devices.name(device),
         "threads": torch.get_num_threads(),
         "summary": _summary(rows),
         "rows": rows,
@@ -116,12 +116,14 @@ def _run(
     frames, matte = prepare(made.frames, options)
     subject, video = made.subject, Video(frames, options.appearance)
     peak.take()
+    take_gpu_peak()
     started, started_cpu = time.monotonic(), time.process_time()
     splats = None
     if road_of(settings, options.appearance, len(subject.faces) > 0) == "rendering":
         splats = make_splats(subject, made, frames, device)
     offsets = fit_motion(subject, splats, video, matte, settings, device, lambda step, steps: None)
     seconds, cpu_seconds, memory = time.monotonic() - started, time.process_time() - started_cpu, peak.take()
+    gpu_memory = take_gpu_peak()
     to_subject = np.linalg.inv(subject.to_world)
     truth = transform_points(to_subject, asset.vertices.astype(np.float64)).astype(np.float32)
     found = truth[:1] + offsets
@@ -141,6 +143,7 @@ def _run(
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "memory_gb": memory,
+        "gpu_memory_gb": gpu_memory,
     }
 
 

@@ -1,14 +1,13 @@
 """Four-view videos of true animations, made with our own capture; and what generated videos look like beside them.
 
 Assets lie in a folder with `manifest.json`, `NAME.glb` and `gt/NAME.npz`: `vertices` [16, V, 3] in world space, `faces`
-and `frames`. Needs the bpy package.
+and `frames`. Making a video needs the bpy package (`motion_capture`), taking one from the cache does not.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,9 @@ from scipy.ndimage import affine_transform, gaussian_filter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import bpy  # noqa: E402
-from mathutils import Matrix  # noqa: E402
-
-from animate3d_addon import capture, materials, meshes  # noqa: E402
-from animate3d_addon.quiet import quiet  # noqa: E402
-from animate3d_addon.temporary import temporary_scene  # noqa: E402
 from backend import protocol  # noqa: E402
 
-HELPERS = "glTF_not_exported"  # the collection of the importer's bone shapes
 SIZE = 256
-SAMPLES = {"color": 4, "position": 8}
 
 
 @dataclass(frozen=True)
@@ -71,64 +62,13 @@ def true_video(asset: Asset, appearance: str, cache: Path) -> TrueVideo:
     """Renders the asset's video (color | position), or takes it from the cache folder."""
     job = cache / f"{asset.name}_{appearance}"
     if not (job / "video" / "video.npz").is_file():
-        _render(asset, appearance, job)
+        from motion_capture import render_asset  # the only one that needs bpy
+
+        render_asset(asset.path, asset.frames, asset.vertices, appearance, SIZE, job)
     subject, video = protocol.Subject.load(job), protocol.Video.load(job)
     paths = [protocol.Subject.image_path(job, "appearance", index) for index in range(len(subject.appearance_c2w))]
     ring = [np.asarray(Image.open(path).convert("RGBA")) for path in paths]
     return TrueVideo(subject, video.frames, np.stack(ring) if ring else np.zeros((0, SIZE, SIZE, 4), np.uint8))
-
-
-def _render(asset: Asset, appearance: str, job: Path) -> None:
-    bpy.ops.wm.read_factory_settings(use_empty=True)
-    bpy.context.scene.render.fps = 24
-    with quiet():
-        bpy.ops.import_scene.gltf(filepath=str(asset.path))
-    helpers = bpy.data.collections.get(HELPERS)
-    hidden = set(helpers.all_objects) if helpers else set()
-    shown = [obj for obj in bpy.context.view_layer.objects if obj.type == "MESH" and obj not in hidden]
-    objects = meshes.mesh_like(shown)
-    scene = bpy.context.scene
-    _go_to(scene, asset.frames[0])
-    subject = capture.capture(objects, job, capture.CaptureSettings(appearance=appearance))
-    frames = np.zeros((4, len(asset.frames), SIZE, SIZE, 4), np.uint8)
-    for index, frame in enumerate(asset.frames):
-        _go_to(scene, frame)
-        frames[:, index] = _pictures(objects, subject, float(frame), asset.vertices[index], appearance)
-    protocol.Video(frames, appearance).save(job)
-
-
-def _go_to(scene: bpy.types.Scene, frame: float) -> None:
-    scene.frame_set(int(np.floor(frame)), subframe=float(frame - np.floor(frame)))
-
-
-def _pictures(
-    objects: Sequence[bpy.types.Object], subject: protocol.Subject, frame: float, truth: np.ndarray, appearance: str
-) -> np.ndarray:
-    """The four views [4, S, S, 4] uint8 of the objects as they are at a frame; checks them against the truth [V, 3]."""
-    with temporary_scene() as scene, tempfile.TemporaryDirectory() as folder:
-        pieces = meshes.evaluate(objects, scene, frame)
-        world, _ = meshes.join(pieces)
-        if np.abs(world - truth).max() > 1e-3 * np.ptp(truth, axis=0).max():
-            raise SystemExit(f"The asset is not at frame {frame:.2f} where its truth says it is.")
-        for copy in list(scene.collection.objects):
-            scene.collection.objects.unlink(copy)
-        materials.use_cycles(scene)
-        to_subject = np.linalg.inv(subject.to_world)
-        capture.add_copies(scene, pieces, subject, protocol.transform_points(to_subject, world))
-        camera = materials.add_camera(scene, subject.fovy)
-        if appearance == "position":
-            materials.use_position_colors(scene, SAMPLES["position"])
-        else:
-            materials.add_light(scene)
-            materials.use_true_colors(scene, SAMPLES["color"])
-        scene.render.resolution_x = scene.render.resolution_y = SIZE
-        pictures = []
-        for view, c2w in enumerate(subject.condition_c2w):
-            camera.matrix_world = Matrix(c2w.tolist())
-            path = Path(folder) / f"{view}.png"
-            capture.render(scene, path)
-            pictures.append(np.asarray(Image.open(path).convert("RGBA")))
-    return np.stack(pictures)
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:

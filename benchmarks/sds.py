@@ -4,8 +4,7 @@
 
 Held-out procedural objects with motions that the model knows. Their video is `generated` by the model from a sentence,
 or `degraded`: the true one with blur, noise and drift. The fit of either is refined by 4D-SDS in several variants, and
-both motions are compared with the formula's. *unexplained* is mean vertex error over that of standing still. Needs the
-bpy package (for the degradation's module).
+both motions are compared with the formula's. *unexplained* is mean vertex error over that of standing still.
 """
 
 from __future__ import annotations

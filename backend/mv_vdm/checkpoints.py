@@ -18,7 +18,7 @@ from torch import nn
 from backend.protocol import UserError
 
 MANIFEST = "manifest.json"
-MAX_SHARD_BYTES = 16 * 1000 * 1000  # small enough for a git host and for any file service
+MAX_SHARD_BYTES = 15 * 1000 * 1000  # small enough for a git host and for any file service
 SHARD_NAME = re.compile(r"weights-(\d{5})-of-(\d{5})\.safetensors")
 DAMAGED_HINT = "Get the weights again; this copy is incomplete or damaged."
 

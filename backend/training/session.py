@@ -40,7 +40,7 @@ class SessionSettings:
     """A session on a machine that is lent for a while."""
 
     minutes: float = 25.0  # in all, from the start of the program to the end of the delivery
-    reserve: float = 1.0  # minutes of them that are kept for measuring, saving and delivering
+    reserve: float = 0.5  # minutes of them that are kept for measuring, saving and delivering
     steps: float = math.inf  # of all sessions together, to whose end the schedule runs; inf: it ends with this session
     workers: int = 4  # processes that draw clips
     ahead: int = 1000  # steps for which clips are made in advance

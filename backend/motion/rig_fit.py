@@ -34,6 +34,7 @@ class RigFitSettings:
     loose: float = 0.1  # stiffness between separate parts of the mesh, at most
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
+    clean: float = 0.004  # median error of a clean video's pixels; where it is larger, they count less beside the rest
     drift_from: float = 0.3  # stiffness from which on the views may drift: before, what moves would count as drift
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
     prior: float = 1e-4  # to the rest pose; decides only what nothing else does
@@ -48,21 +49,33 @@ def fit_rig(
     Frame 0 is the rest and stays.
     """
     rotations, translations = (pose.clone() for pose in start)
-    drift = no_drift(seen, len(rotations) - 1)
+    drift, noise = no_drift(seen, len(rotations) - 1), 1.0
     for stiffness, robust in zip(settings.stiffness, settings.robust, strict=True):
         for _ in range(settings.steps):
             if stiffness <= settings.drift_from:
                 drift = estimate_drift(rig, seen, rotations, translations, drift, robust)
+            steady = take_off_drift(seen, drift)
+            if stiffness <= settings.drift_from:
+                noise = noise_of(rig, steady, rotations, translations, settings)
+            stiff = max(stiffness, settings.stiffness[-1] * noise)
             system = NormalEquations(rig, rotations, translations)
-            system.add_pixels(take_off_drift(seen, drift), robust)
-            system.add_links(stiffness, min(stiffness, settings.loose))
-            system.add_time(settings.temporal)
+            system.add_pixels(steady, robust)
+            system.add_links(stiff, min(stiff, settings.loose))
+            system.add_time(settings.temporal * noise)
             system.add_prior(settings.prior)
             turn, shift = system.solve()
             rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
             translations[1:] += shift
             step_done()
     return rotations, translations
+
+
+def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, settings: RigFitSettings) -> float:
+    """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest."""
+    if not len(seen.frame):
+        return 1.0
+    error = pixel_errors(rig, seen, rotations[1:], translations[1:])[0].norm(dim=-1)
+    return max(float(error.median()) / settings.clean, 1.0)
 
 
 class NormalEquations:

@@ -56,7 +56,7 @@ def fit_rig(
                 drift = estimate_drift(rig, seen, rotations, translations, drift, robust)
             steady = take_off_drift(seen, drift)
             if stiffness <= settings.drift_from:
-                noise = noise_of(rig, steady, rotations, translations, settings)
+                noise = noise_of(rig, steady, rotations, translations, settings.clean)
             stiff = max(stiffness, settings.stiffness[-1] * noise)
             system = NormalEquations(rig, rotations, translations)
             system.add_pixels(steady, robust)
@@ -70,12 +70,17 @@ def fit_rig(
     return rotations, translations
 
 
-def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, settings: RigFitSettings) -> float:
-    """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest."""
+def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, clean: float) -> float:
+    """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest.
+
+    clean: their median error there, a length beside the object.
+    """
     if not len(seen.frame):
         return 1.0
-    error = pixel_errors(rig, seen, rotations[1:], translations[1:])[0].norm(dim=-1)
-    return max(float(error.median()) / settings.clean, 1.0)
+    error = pixel_errors(rig, seen, rotations[1:], translations[1:])[0]
+    if seen.information is not None:
+        error = (seen.information @ error[..., None])[..., 0]
+    return max(float(error.norm(dim=-1).median()) / clean, 1.0)
 
 
 class NormalEquations:

@@ -22,11 +22,13 @@ from backend.motion.graph import SurfaceGraph, nearest_owner
 from backend.motion.observations import BONES_PER_POINT, Observations
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
-from backend.motion.rig_fit import NormalEquations
+from backend.motion.rig_fit import NormalEquations, noise_of
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
+from backend.motion.view_drift import estimate_drift, take_off_drift
 
 GREY = 0.5
+STILL = 5e-4  # mismatch (see `evidence`) of a frame in which next to nothing has moved
 EVIDENCE = 128  # pixels at which poses are compared with frames
 
 
@@ -80,6 +82,7 @@ class TrackSettings:
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
     loose: float = 1.0  # stiffness between separate parts of the mesh, at most
     rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
+    clean: float = 0.006  # median error of a clean video's matches; farther off ones count less beside the joints
     yields: float = 0.02  # subject units: joints that all frames pull farther apart hold less: some skins stretch
     temporal: float = 0.1  # of the joint rounds: .03 left 1.3 times the true jitter, .3 takes motion away
     prior: float = 1e-4
@@ -136,9 +139,12 @@ class Tracker:
             poses[frame] = self._better(frame, poses[frame], poses[frame + 1])
             step_done()
         turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
+        drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
             seen = self._observe(turns, shifts, range(1, self.frames), level)
-            turns, shifts = self._solve(seen, turns, shifts, level)
+            # Only now: while a limb is in the wrong place, what it misses would count as drift.
+            drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
+            turns, shifts = self._solve(take_off_drift(seen, drift), turns, shifts, level)
             step_done()
         return self._upheld((turns, shifts))
 
@@ -148,7 +154,7 @@ class Tracker:
         Only clearly: where all is of one colour, a leg in the other's place looks about as good.
         """
         here, still = self._excess(frame, pose), self._excess(frame, rest_pose(len(self.rig.centres)))
-        if here < self.settings.explained * still:
+        if still < STILL or here < self.settings.explained * still:
             return pose
         other = self._follow(frame, start, self.settings.wide + self.settings.levels)
         return other if self._excess(frame, other) < self.settings.clearly * here else pose
@@ -194,13 +200,14 @@ class Tracker:
     ) -> tuple[Tensor, Tensor]:
         """Poses [1 + T, ...], the rest first, after a few Gauss-Newton steps; `since`: joints rather stay as there."""
         options = self.settings
+        noise = noise_of(self.rig, seen, turns, shifts, options.clean) if since is None else 1.0
         for _ in range(level.steps):
             system = NormalEquations(self.rig, turns, shifts)
             system.add_pixels(seen, level.robust)
             loose = min(level.stiffness, options.loose)
             if since is None:
-                system.add_links(level.stiffness, loose, yields=options.yields)
-                system.add_time(options.temporal)
+                system.add_links(level.stiffness * noise, loose * noise, yields=options.yields)
+                system.add_time(options.temporal * noise)
             else:
                 system.add_links(options.rest, options.rest)
                 system.add_links(level.stiffness, loose, since)

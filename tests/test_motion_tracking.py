@@ -69,8 +69,8 @@ def test_an_outline_alone_tells_most_of_a_bend(bending) -> None:
     subject, poses, faces = bending
     colours = np.full((len(poses[0]), 3), 0.8, np.float32)
     assert (
-        unexplained(track(subject, coloured_video(poses, faces, colours)), poses) < 0.35
-    )  # turns about its own axis are not seen
+        unexplained(track(subject, coloured_video(poses, faces, colours)), poses) < 0.3
+    )  # measured .28: turns about its own axis and slides along it are not seen
 
 
 def test_a_still_video_moves_nothing(bending) -> None:
@@ -130,7 +130,7 @@ def test_patches_are_found_to_a_fraction_of_a_pixel() -> None:
         picture(0, 0), picture(2.3, -1.6), np.zeros(2, np.int64), place, 3, 4, 1e-5, 1e-3
     )
     np.testing.assert_allclose(moved, [[2.3, -1.6]] * 2, atol=0.05)
-    assert cost.max() < 2e-3
+    assert cost.max() < 1.5e-3  # 1.2e-3: bilinear reading blunts these short waves, the match itself is right
     assert np.linalg.eigvalsh(information).min() > 0.8
 
 
@@ -168,4 +168,4 @@ def test_a_galloping_horse_is_followed() -> None:
     to_subject = np.linalg.inv(protocol.subject_to_world(world[0]))
     poses = protocol.transform_points(to_subject, world)
     video = coloured_video(poses, faces, stripes(poses[0]))
-    assert unexplained(track(make_subject(poses[0], faces), video), poses) < 0.35
+    assert unexplained(track(make_subject(poses[0], faces), video), poses) < 0.25

@@ -13,8 +13,9 @@ from backend.motion.correspondence import find_correspondences, straight_colours
 from backend.motion.fields import frame_times
 from backend.motion.graph import build_graph, nearest_owner, sample_surface
 from backend.motion.hexplane import HexPlane
+from backend.motion.observations import observe
 from backend.motion.render_fit import fit_by_rendering
-from backend.motion.rig_fit import fit_rig, observe
+from backend.motion.rig_fit import fit_rig
 from backend.motion.settings import FitSettings, preset
 from backend.motion.start import start_poses
 from backend.motion.tracking import Tracker
@@ -125,7 +126,7 @@ def fit_by_tracking(
 ) -> RigField:
     """A rig posed by a true-colour video, on the CPU: frames [4, F, H, W, C] uint8, matte [4, F, H, W]."""
     options = settings.track
-    steps = frames.shape[1] + len(options.joint)
+    steps = 2 * frames.shape[1] - 2 + len(options.joint)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
     tracker = Tracker(subject, graph, rig, _rest_samples(subject, options.samples), frames, matte, options)

@@ -6,19 +6,19 @@ Coarse to fine is done by stiffness: with strong links the bones move like one b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from backend.motion.accumulate import add_terms, frame_ranges
 from backend.motion.bones import Rig
-from backend.motion.correspondence import Correspondences
+from backend.motion.observations import Observations, pixel_errors
 from backend.motion.rotations import rotation_vector_to_matrix
+from backend.motion.view_drift import estimate_drift, no_drift, take_off_drift
 
-BONES_PER_POINT = 4  # the others' weights are negligible
 DAMPING = 1e-4
 
 
@@ -34,51 +34,11 @@ class RigFitSettings:
     loose: float = 0.1  # stiffness between separate parts of the mesh, at most
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
+    clean: float = 0.004  # median error of a clean video's pixels; where it is larger, they count less beside the rest
+    drift_from: float = 0.3  # stiffness from which on the views may drift: before, what moves would count as drift
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
     prior: float = 1e-4  # to the rest pose; decides only what nothing else does
     max_per_frame: int = 3000  # correspondences; more add time, not accuracy
-
-
-@dataclass(frozen=True)
-class Observations:
-    """N correspondences of all frames, ready for the solver; each hangs on K bones."""
-
-    frame: Tensor  # [N] int, 0 for the first moving frame
-    rest: Tensor  # [N, 3]
-    bones: Tensor  # [N, K] int
-    weights: Tensor  # [N, K]
-    camera: Tensor  # [N, 3, 4] subject space to camera
-    target: Tensor  # [N, 2]: x / depth and y / depth at which the camera sees it
-    confidence: Tensor  # [N]
-    information: Tensor | None = None  # [N, 2, 2]: square root of how well each direction in the picture is known
-
-
-def observe(
-    found: Correspondences, samples: np.ndarray, skin: Tensor, cameras: np.ndarray, fovy: float, limit: int
-) -> Observations:
-    """samples [M, 3] at rest, skin [M, B] their weights, cameras [4, 4, 4]; at most `limit` per frame, by chance."""
-    focal = 0.5 * found.size / np.tan(np.radians(fovy) / 2)
-    shuffled = np.random.default_rng(0).permutation(len(found.frame))
-    order = shuffled[np.argsort(found.frame[shuffled], kind="stable")]
-    frame = found.frame[order]
-    count = np.bincount(frame, minlength=1)
-    place = np.arange(len(frame)) - (np.cumsum(count) - count)[frame]
-    index, frame = order[place < limit], frame[place < limit]
-    # Density as in a 64 pixel picture, whatever the resolution: keeps the balance with the links.
-    density = (64.0 / found.size) ** 2 * np.maximum(count[frame] / limit, 1.0)
-    target = (found.pixel[index] - 0.5 * found.size) * np.array([1.0, -1.0]) / focal
-    sample = torch.from_numpy(found.sample[index]).to(skin.device)
-    weights, bones = skin[sample].topk(min(BONES_PER_POINT, skin.shape[1]), dim=1)
-    make = {"dtype": skin.dtype, "device": skin.device}
-    return Observations(
-        torch.tensor(frame - 1, device=skin.device),
-        torch.tensor(samples[found.sample[index]], **make),
-        bones,
-        weights / weights.sum(dim=1, keepdim=True),
-        torch.tensor(np.linalg.inv(cameras)[found.view[index], :3], **make),
-        torch.tensor(target, **make),
-        torch.tensor(found.weight[index] * density, **make),
-    )
 
 
 def fit_rig(
@@ -89,18 +49,38 @@ def fit_rig(
     Frame 0 is the rest and stays.
     """
     rotations, translations = (pose.clone() for pose in start)
+    drift, noise = no_drift(seen, len(rotations) - 1), 1.0
     for stiffness, robust in zip(settings.stiffness, settings.robust, strict=True):
         for _ in range(settings.steps):
+            if stiffness <= settings.drift_from:
+                drift = estimate_drift(rig, seen, rotations, translations, drift, robust)
+            steady = take_off_drift(seen, drift)
+            if stiffness <= settings.drift_from:
+                noise = noise_of(rig, steady, rotations, translations, settings.clean)
+            stiff = max(stiffness, settings.stiffness[-1] * noise)
             system = NormalEquations(rig, rotations, translations)
-            system.add_pixels(seen, robust)
-            system.add_links(stiffness, min(stiffness, settings.loose))
-            system.add_time(settings.temporal)
+            system.add_pixels(steady, robust)
+            system.add_links(stiff, min(stiff, settings.loose))
+            system.add_time(settings.temporal * noise)
             system.add_prior(settings.prior)
             turn, shift = system.solve()
             rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
             translations[1:] += shift
             step_done()
     return rotations, translations
+
+
+def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, clean: float) -> float:
+    """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest.
+
+    clean: their median error there, a length beside the object.
+    """
+    if not len(seen.frame):
+        return 1.0
+    error = pixel_errors(rig, seen, rotations[1:], translations[1:])[0]
+    if seen.information is not None:
+        error = (seen.information @ error[..., None])[..., 0]
+    return max(float(error.norm(dim=-1).median()) / clean, 1.0)
 
 
 class NormalEquations:
@@ -138,10 +118,17 @@ class NormalEquations:
         weight = seen.confidence * (robust**2 / (robust**2 + squared)) ** 2
         self._add(seen.frame, seen.bones, jacobian, error, weight)
 
-    def add_links(self, stiffness: float, between_parts: float, since: tuple[Tensor, Tensor] | None = None) -> None:
+    def add_links(
+        self,
+        stiffness: float,
+        between_parts: float,
+        since: tuple[Tensor, Tensor] | None = None,
+        yields: float = math.inf,
+    ) -> None:
         """Neighbouring bones agree on where their joints are: the edge term of embedded deformation.
 
         With `since` (rotations [T, B, 3, 3], translations [T, B, 3]) they only keep how far they agreed in that pose.
+        A joint that the pictures pull apart by `yields` (subject units) holds half as much, and so on.
         """
         sides = []
         for bone in self.rig.links.unbind(-1):
@@ -157,7 +144,7 @@ class NormalEquations:
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
         between = self.rig.part[self.rig.links[:, 0]] != self.rig.part[self.rig.links[:, 1]]
         weight = torch.where(between, between_parts, stiffness) * self.rig.strength
-        weight = weight.repeat(self.frames)
+        weight = weight.repeat(self.frames) / (1 + (error**2).sum(dim=-1) / yields**2)
         self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, error, weight)
 
     def add_time(self, weight: float) -> None:
@@ -196,20 +183,6 @@ class NormalEquations:
         step = step.view(self.frames, self.bones, 6)
         turn, shift = step.split(3, dim=-1)
         return turn / turn.norm(dim=-1, keepdim=True).clamp_min(1.0), shift
-
-
-def pixel_errors(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors [N, 2] and the observed points' arms from their bones' centres [N, K, 3].
-
-    rotations [T, B, 3, 3], translations [T, B, 3]. The error is linear in the position: what the camera sees minus
-    the target's ray, both at the position's depth. So it is a length beside the object, not an angle.
-    """
-    at = seen.frame[:, None], seen.bones
-    centres = rig.centres[seen.bones]
-    arms = (rotations[at] @ (seen.rest[:, None] - centres)[..., None])[..., 0]
-    moved = (seen.weights[..., None] * (arms + centres + translations[at])).sum(dim=1)
-    in_camera = (seen.camera[..., :3] @ moved[..., None])[..., 0] + seen.camera[..., 3]
-    return in_camera[:, :2] + seen.target * in_camera[:, 2:], arms
 
 
 def joint_gaps(rig: Rig, rotations: Tensor, translations: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from backend.motion.bones import Rig
-from backend.motion.rig_fit import NormalEquations, Observations, pixel_errors
+from backend.motion.observations import Observations, pixel_errors
+from backend.motion.rig_fit import NormalEquations
 from backend.motion.rotations import nearest_rotation, rotation_vector_to_matrix
 
 MIN_SEEN = 12  # observations of a part in a frame; fewer can't tell 12 unknowns

@@ -17,14 +17,19 @@ from torch import Tensor
 from backend import protocol
 from backend.motion.bones import Joints, Rig, bone_affine
 from backend.motion.correspondence import project
+from backend.motion.evidence import Pose, between, bridged, mismatch, rest_pose
 from backend.motion.graph import SurfaceGraph, nearest_owner
+from backend.motion.observations import BONES_PER_POINT, Observations
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
-from backend.motion.rig_fit import BONES_PER_POINT, NormalEquations, Observations
-from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
+from backend.motion.rig_fit import NormalEquations, noise_of
+from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
+from backend.motion.view_drift import estimate_drift, take_off_drift
 
 GREY = 0.5
+STILL = 5e-4  # mismatch (see `evidence`) of a frame in which next to nothing has moved
+EVIDENCE = 128  # pixels at which poses are compared with frames
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class TrackSettings:
         Level(128, 3, 0.03, 0.05, 3),
         Level(128, 2, 0.03, 0.04, 3),
     )
+    wide: tuple[Level, ...] = (Level(32, 5, 10.0, 0.3), Level(32, 4, 3.0, 0.3))  # before the levels, from afar
+    explained: float = 0.25  # share of standing still's error below which no other start is tried
+    clearly: float = 0.85  # share of the error below which another start's pose is taken
+    upheld: float = 0.9  # share of standing still's error above which a frame's pose is not believed
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
     # What no camera can tell apart must hold together: without hinges tails and limbs tear, with few and weak contacts
@@ -73,6 +82,8 @@ class TrackSettings:
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
     loose: float = 1.0  # stiffness between separate parts of the mesh, at most
     rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
+    clean: float = 0.006  # median error of a clean video's matches; farther off ones count less beside the joints
+    yields: float = 0.02  # subject units: joints that all frames pull farther apart hold less: some skins stretch
     temporal: float = 0.1  # of the joint rounds: .03 left 1.3 times the true jitter, .3 takes motion away
     prior: float = 1e-4
 
@@ -104,7 +115,7 @@ class Tracker:
         """samples [M, 3] on the rest surface; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
         self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples
         self.pictures = {frames.shape[2]: on_grey(frames, matte)}
-        self.largest = frames.shape[2]
+        self.largest, self.frames = frames.shape[2], frames.shape[1]
         points, faces, vertex = drawn_mesh(subject.vertices, subject.faces, subject.weld)
         self.points = points
         self.point_skin = _heaviest(rig.weights(points, graph.owner[vertex]))
@@ -112,32 +123,69 @@ class Tracker:
         first = self.pictures[self.largest][:, 0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
         self.bias: dict[int, np.ndarray] = {}
+        self.floor: float | None = None
 
-    def run(self, step_done: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    def run(self, step_done: Callable[[], None]) -> Pose:
         """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones; frame 0 is the rest.
 
-        `step_done` is called for each frame and each joint round; it raises to end the fit.
+        `step_done` is called for each frame, there and back, and each joint round; it raises to end the fit.
         """
-        frames, bones = self.pictures[self.largest].shape[1], len(self.rig.centres)
-        turns, shifts = torch.eye(3).expand(frames, bones, 3, 3).clone(), torch.zeros(frames, bones, 3)
-        for frame in range(1, frames):
-            pose = turns[frame - 1], shifts[frame - 1]
-            if frame > 1:
-                pose = _ahead((turns[frame - 2], shifts[frame - 2]), pose, self.settings.ahead)
-            turns[frame], shifts[frame] = self._follow(frame, pose)
+        poses = [rest_pose(len(self.rig.centres))]
+        for frame in range(1, self.frames):
+            ahead = between(*poses[-2:], 1.0 + self.settings.ahead) if frame > 1 else poses[0]
+            poses.append(self._better(frame, self._follow(frame, ahead, self.settings.levels), poses[0]))
             step_done()
+        for frame in range(self.frames - 2, 0, -1):
+            poses[frame] = self._better(frame, poses[frame], poses[frame + 1])
+            step_done()
+        turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
+        drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
-            seen = self._observe(turns, shifts, range(1, frames), level)
-            turns, shifts = self._solve(seen, turns, shifts, level)
+            seen = self._observe(turns, shifts, range(1, self.frames), level)
+            # Only now: while a limb is in the wrong place, what it misses would count as drift.
+            drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
+            turns, shifts = self._solve(take_off_drift(seen, drift), turns, shifts, level)
             step_done()
+        return self._upheld((turns, shifts))
+
+    def _better(self, frame: int, pose: Pose, start: Pose) -> Pose:
+        """The pose, or what the frame leads to from another start where that explains it clearly better.
+
+        Only clearly: where all is of one colour, a leg in the other's place looks about as good.
+        """
+        here, still = self._excess(frame, pose), self._excess(frame, rest_pose(len(self.rig.centres)))
+        if still < STILL or here < self.settings.explained * still:
+            return pose
+        other = self._follow(frame, start, self.settings.wide + self.settings.levels)
+        return other if self._excess(frame, other) < self.settings.clearly * here else pose
+
+    def _upheld(self, poses: Pose) -> Pose:
+        """The poses; frames that these explain no better than standing still does are bridged, or stand still."""
+        rest = rest_pose(len(self.rig.centres))
+        still = np.array([self._excess(frame, rest) for frame in range(self.frames)])
+        found = np.array([self._excess(frame, (poses[0][frame], poses[1][frame])) for frame in range(self.frames)])
+        good = found < self.settings.upheld * still
+        good[0] = True
+        turns, shifts = bridged(poses, good)
+        for frame in np.flatnonzero(~good):
+            if self._excess(frame, (turns[frame], shifts[frame])) > still[frame]:
+                turns[frame], shifts[frame] = rest
         return turns, shifts
 
-    def _follow(self, frame: int, pose: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _excess(self, frame: int, pose: Pose) -> float:
+        """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""
+        if self.floor is None:
+            self.floor = mismatch(self.painter.draw(self.points, EVIDENCE)[0], self._picture(EVIDENCE)[:, 0])
+        affine = bone_affine(self.rig.centres, pose[0][None], pose[1][None])[0].numpy().astype(np.float64)
+        drawn, _ = self.painter.draw(posed(self.points, self.point_skin, affine), EVIDENCE)
+        return mismatch(drawn, self._picture(EVIDENCE)[:, frame]) - self.floor
+
+    def _follow(self, frame: int, pose: Pose, levels: tuple[Level, ...]) -> Pose:
         """The pose [B, 3, 3], [B, 3] of a frame from one near it."""
-        rest = torch.eye(3).expand_as(pose[0]), torch.zeros_like(pose[1])
+        rest = rest_pose(len(pose[0]))
         turns, shifts = (torch.stack(pair) for pair in zip(rest, pose, strict=True))
         since = turns[1:], shifts[1:]
-        for level in self.settings.levels:
+        for level in levels:
             seen = self._observe(turns, shifts, [frame], level)
             turns, shifts = self._solve(seen, turns, shifts, level, since)
         return turns[1], shifts[1]
@@ -152,13 +200,14 @@ class Tracker:
     ) -> tuple[Tensor, Tensor]:
         """Poses [1 + T, ...], the rest first, after a few Gauss-Newton steps; `since`: joints rather stay as there."""
         options = self.settings
+        noise = noise_of(self.rig, seen, turns, shifts, options.clean) if since is None else 1.0
         for _ in range(level.steps):
             system = NormalEquations(self.rig, turns, shifts)
             system.add_pixels(seen, level.robust)
             loose = min(level.stiffness, options.loose)
             if since is None:
-                system.add_links(level.stiffness, loose)
-                system.add_time(options.temporal)
+                system.add_links(level.stiffness * noise, loose * noise, yields=options.yields)
+                system.add_time(options.temporal * noise)
             else:
                 system.add_links(options.rest, options.rest)
                 system.add_links(level.stiffness, loose, since)
@@ -186,6 +235,7 @@ class Tracker:
             torch.tensor(self.samples[sample], **make),
             torch.from_numpy(bones[sample]),
             torch.tensor(weights[sample], **make),
+            torch.from_numpy(view),
             torch.tensor(self.painter.w2c[view, :3], **make),
             torch.tensor((pixel - 0.5 * level.size) * [1.0, -1.0] / self.painter.focal(level.size), **make),
             torch.tensor(weight, **make),
@@ -277,12 +327,6 @@ def resized(pictures: np.ndarray, size: int) -> np.ndarray:
     smaller = size < old
     flat = torch.nn.functional.interpolate(flat, size=(size, size), mode="bilinear", antialias=smaller)
     return np.ascontiguousarray(flat.permute(0, 2, 3, 1).numpy().reshape(*pictures.shape[:-3], size, size, -1))
-
-
-def _ahead(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor], share: float) -> tuple[Tensor, Tensor]:
-    """Where the bones get to that go on by a share of their last motion."""
-    turn = matrix_to_rotation_vector(now[0] @ before[0].transpose(-1, -2))
-    return rotation_vector_to_matrix(share * turn) @ now[0], now[1] + share * (now[1] - before[1])
 
 
 def _heaviest(skin: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -201,9 +201,7 @@ class MVVDMUNet(ModelMixin, ConfigMixin):
             return embedding
         return embedding + self._embed_text(pooled_text, frame_numbers, camera)
 
-    def _embed_text(
-        self, pooled_text: torch.Tensor, frame_numbers: torch.Tensor, camera: torch.Tensor
-    ) -> torch.Tensor:
+    def _embed_text(self, pooled_text: torch.Tensor, frame_numbers: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
         """Pooled text [(b n), d] -> [(b n), 1, 4 * c0], or [(b n), f, 4 * c0] where the frame takes part."""
         said = pooled_text[:, None]
         if self.config.pooled_text_with_frame:

@@ -1,0 +1,49 @@
+"""How well a pose explains a frame, and what is done where the pictures speak against it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
+
+CLIP = 0.3  # differences of colour and alpha above this are all equally wrong
+
+Pose = tuple[Tensor, Tensor]  # rotations [..., B, 3, 3], translations [..., B, 3]
+
+
+def mismatch(drawn: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean clipped squared difference of pictures [K, S, S, 4] where either of them shows the object."""
+    away = np.minimum(((drawn - wanted) ** 2).sum(axis=-1), CLIP**2)
+    return float(away.sum() / max(np.maximum(drawn[..., 3], wanted[..., 3]).sum(), 1.0))
+
+
+def bridged(poses: Pose, good: np.ndarray) -> Pose:
+    """Poses [F, ...] whose frames that are not good [F] lie between the nearest good ones; frame 0 is always good.
+
+    After the last good frame they stay as there.
+    """
+    turns, shifts = poses[0].clone(), poses[1].clone()
+    known = np.flatnonzero(good)
+    for frame in np.flatnonzero(~good):
+        before, after = known[known < frame][-1], known[known > frame]
+        if not len(after):
+            turns[frame], shifts[frame] = turns[before], shifts[before]
+            continue
+        share = float((frame - before) / (after[0] - before))
+        turns[frame], shifts[frame] = between(
+            (turns[before], shifts[before]), (turns[after[0]], shifts[after[0]]), share
+        )
+    return turns, shifts
+
+
+def between(first: Pose, second: Pose, share: float) -> Pose:
+    """The pose at a share of the way from one to another; beyond the second where it is above 1."""
+    turn = matrix_to_rotation_vector(second[0] @ first[0].transpose(-1, -2))
+    return rotation_vector_to_matrix(share * turn) @ first[0], first[1] + share * (second[1] - first[1])
+
+
+def rest_pose(bones: int) -> Pose:
+    """No motion: [B, 3, 3], [B, 3]."""
+    return torch.eye(3).expand(bones, 3, 3).clone(), torch.zeros(bones, 3)

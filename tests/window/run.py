@@ -1,6 +1,7 @@
 """Drives a Blender with a window: installs the built zip, animates by clicks, takes screenshots, measures standstills.
 
     python tests/window/run.py            the zip in dist/, pictures and report.json in out/window/
+    python tests/window/run.py --as-new   with no backend there: it is installed by its button, which downloads PyTorch
 
 The Blender is Debian 13's, in a folder that is made for it (chroot.py), or one of this machine (--blender; needs
 xdotool, ImageMagick's `import`, and Xvfb where there is no display). Where neither can be had it says so and passes.
@@ -21,6 +22,7 @@ import chroot
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+CACHE = chroot.cache() / "pip"  # what is downloaded for the backend stays for the next time
 SCREEN = ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24 +extension GLX"]
 CACTUS = "import os, sys; from pathlib import Path; from tools.demo_scene import make_cactus; "
 CACTUS += "make_cactus(Path(sys.argv[1])); sys.stdout.flush(); os._exit(0)"
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=6.0, help="for all of it; more on a machine that is busy")
     parser.add_argument("--niceness", type=int, default=10, help="of the backend; 0 on a machine that is busy")
     parser.add_argument("--parts", nargs="+", default=[], help="of the story in steps.py; all of them otherwise")
+    parser.add_argument("--as-new", action="store_true", help="install the backend by its button, then animate")
     options = parser.parse_args()
     options.zip = options.zip or max((ROOT / "dist").glob("*.zip"), key=lambda path: path.stat().st_mtime)
     options.python = options.python.parent.resolve() / options.python.name  # the file itself is a link, and has to be
@@ -62,7 +65,7 @@ def main() -> int:
         print(f"Blender ended without a report (log: {out / 'blender.log'}).", file=sys.stderr)
         return 1
     result = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    result["batch"] = batch(prefix, options.blender or "blender", environment, out)
+    result["batch"] = "" if options.as_new else batch(prefix, options.blender or "blender", environment, out)
     if result["batch"]:
         result["faults"].append(result["batch"])
     print(json.dumps(result, indent=1, ensure_ascii=False))
@@ -71,7 +74,8 @@ def main() -> int:
 
 def place(python: Path, out: Path, archive: Path) -> list[str]:
     """What to write before a command so that it runs in Debian 13. Raises `chroot.CanNot`."""
-    shared = {ROOT, out, archive.parent, *chroot.backend_files(python)}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    shared = {ROOT, out, archive.parent, CACHE, *chroot.backend_files(python), *chroot.pip_files()}
     return chroot.entering(chroot.make(), sorted(shared))
 
 
@@ -84,14 +88,20 @@ def variables(options: argparse.Namespace, out: Path) -> dict[str, str]:
         "patience": max(options.minutes / 6.0, 1.0),
         "niceness": options.niceness,
         "parts": options.parts,
+        "as_new": options.as_new,
     }
-    return os.environ | {
-        "BLENDER_USER_RESOURCES": str(out / "user"),
-        "ANIMATE3D_PYTHON": str(options.python),
-        "ANIMATE3D_WINDOW_TEST": json.dumps(task),
-        "LIBGL_ALWAYS_SOFTWARE": "1",
-        "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured
-    }
+    backend = {} if options.as_new else {"ANIMATE3D_PYTHON": str(options.python)}
+    return (
+        os.environ
+        | backend
+        | {
+            "BLENDER_USER_RESOURCES": str(out / "user"),
+            "PIP_CACHE_DIR": str(CACHE),
+            "ANIMATE3D_WINDOW_TEST": json.dumps(task),
+            "LIBGL_ALWAYS_SOFTWARE": "1",
+            "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured
+        }
+    )
 
 
 def batch(prefix: list[str], blender: str, environment: dict[str, str], out: Path) -> str:

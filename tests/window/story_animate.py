@@ -19,7 +19,8 @@ def install() -> Iterator[float]:
     bpy.ops.extensions.package_install_files(filepath=TASK["zip"], repo=REPO, enable_on_install=True, overwrite=True)
     yield 1.0
     expect(hasattr(bpy.types.Scene, "animate3d"), "the extension is not enabled")
-    package("backend_process").POLITE = TASK["niceness"]
+    if TASK["niceness"] is not None:
+        package("backend_process").POLITE = TASK["niceness"]
 
 
 def set_the_scene() -> Iterator[float]:

@@ -10,8 +10,8 @@ import pytest
 bpy = pytest.importorskip("bpy")
 
 from backend_python import make_rig  # noqa: E402
+from blender_scenes import read_back  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
-from test_blender_files import read_back  # noqa: E402
 from test_blender_rig import bend, look, post_and_ball, subject_of  # noqa: E402
 
 import animate3d_addon  # noqa: E402

@@ -12,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = {  # name: screenshot, left, top, right, bottom
+    "window_look": ("03_look", 872, 80, 1130, 560),
     "window_job": ("06_preview", 380, 30, 1156, 760),
     "window_take": ("07_moves", 380, 30, 1156, 760),
     "window_menu": ("08_context_menu", 200, 400, 680, 900),

@@ -71,7 +71,7 @@ def type_a_sentence() -> Iterator[float]:
 def look_first() -> Iterator[float]:
     """The four views that the model would see, before any long work."""
     watch = package("watch")
-    yield from hand.push("animate3d.look(")
+    yield from hand.push("animate3d.look(", column=0.93)
     to_view()
     yield from until(lambda: watch.look is not None and watch.look.is_done, "the four views are there", 60)
     expect(watch.look.error is None, f"the look fails: {watch.look.error}")
@@ -80,7 +80,7 @@ def look_first() -> Iterator[float]:
     expect(len(pictures) == 4 and all(pictures), f"there are {len(pictures)} views to see")
     yield from shot("03_look")
     folder = watch.look.job.folder
-    yield from hand.push("animate3d.close_look(")
+    yield from hand.push("animate3d.close_look(", column=0.93)
     yield 0.3
     expect(watch.look is None and not folder.exists(), "the look is still there after it was closed")
 
@@ -162,7 +162,7 @@ def right_click_and_cancel() -> Iterator[float]:
     expect(said == "the cactus bounces", f"the dialog's job is about “{said}”")
     job = queue().jobs[-1]
     yield from until(lambda: job.stage not in ("", "capture"), "the job is past the capture", 60)
-    yield from hand.push("animate3d.cancel(")
+    yield from hand.push("animate3d.cancel(", column=0.93)
     yield from until(lambda: job.state == "cancelled", "a click on the cross cancels")
     bpy.context.scene.animate3d.preset = "draft"
     to_view()

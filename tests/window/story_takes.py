@@ -17,7 +17,7 @@ def other_output() -> Iterator[float]:
     yield from until(lambda: obj.animate3d.takes[0].output == "RIG", "the take becomes a rig", 90)
     expect(obj.parent is not None and obj.parent.type == "ARMATURE", "the take is no rig")
     expect(obj.data.shape_keys is None, "the keys of a take that is a rig are still there")
-    yield from hand.push("animate3d.take_output(output='KEYS'")
+    yield from hand.push("animate3d.take_output(output='KEYS'", column=0.2)
     yield 0.5
     expect(obj.parent is None and obj.data.shape_keys is not None, "the take is not keys again")
 
@@ -28,7 +28,7 @@ def cloud() -> Iterator[float]:
     bpy.context.scene.animate3d.points = 5000  # drawn in software
     bpy.context.scene.frame_set(1)
     yield 0.5
-    yield from hand.push("animate3d.take_output(output='POINTS'")
+    yield from hand.push("animate3d.take_output(output='POINTS'", column=0.8)
     take = obj.animate3d.takes[0]
     yield from until(lambda: take.output == "POINTS", "the take becomes points", 30)
     expect(take.cloud is not None and len(take.cloud.data.vertices) == 5000, "the take is no cloud of 5000 points")
@@ -39,7 +39,7 @@ def cloud() -> Iterator[float]:
     yield 1.0
     expect(corners(take.cloud) != at_rest, "the points stand still")
     yield from shot("11_points")
-    yield from hand.push("animate3d.take_output(output='KEYS'")
+    yield from hand.push("animate3d.take_output(output='KEYS'", column=0.2)
     yield 0.5
     expect(take.output == "KEYS" and obj.display_type != "BOUNDS", "the surface does not come back")
 

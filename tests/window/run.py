@@ -22,7 +22,6 @@ import chroot
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CACHE = chroot.cache() / "pip"  # what is downloaded for the backend stays for the next time
 MINUTES = 6.0  # that all of it may take
 SCREEN = ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24 +extension GLX"]
 CACTUS = "import os, sys; from pathlib import Path; from tools.demo_scene import make_cactus; "
@@ -91,8 +90,7 @@ def drive(prefix: list[str], options: argparse.Namespace, environment: dict[str,
 
 def place(python: Path, out: Path, archive: Path) -> list[str]:
     """What to write before a command so that it runs in Debian 13. Raises `chroot.CanNot`."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    shared = {ROOT, out, archive.parent, CACHE, *chroot.backend_files(python), *chroot.pip_files()}
+    shared = {ROOT, out, archive.parent, *chroot.backend_files(python), *chroot.pip_files()}
     return chroot.entering(chroot.make(), sorted(shared))
 
 
@@ -113,7 +111,6 @@ def variables(options: argparse.Namespace, out: Path) -> dict[str, str]:
         | backend
         | {
             "BLENDER_USER_RESOURCES": str(out / "user"),
-            "PIP_CACHE_DIR": str(CACHE),
             "ANIMATE3D_WINDOW_TEST": json.dumps(task),
             "LIBGL_ALWAYS_SOFTWARE": "1",
             "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured

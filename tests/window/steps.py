@@ -21,7 +21,7 @@ import story_takes
 from stage import OUT, TASK, clock, report
 
 STORY = (*story_animate.STORY, *story_measured.STORY, *story_takes.STORY, *story_setup.STORY)
-AS_NEW = (*story_animate.STORY[:2], *story_setup.INSTALL, *story_animate.STORY[2:6])  # on a machine without a backend
+AS_NEW = (*story_animate.STORY[:4], *story_setup.INSTALL, *story_animate.STORY[4:6])  # where no backend is there yet
 
 
 def steps() -> Iterator[float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import bpy
 import hand
-from stage import REPO, expect, package, shot, until
+from stage import REPO, expect, package, shot, to_view, until
 
 
 def preferences() -> Iterator[float]:
@@ -22,13 +22,12 @@ def preferences() -> Iterator[float]:
 
 
 def install_backend() -> Iterator[float]:
-    """By the button, with the network allowed, until what has been installed passes its own check."""
+    """From the panel, which says what is missing, by the button, until what was installed passes its own check."""
     watch, places = package("watch"), package("places")
-    obstacle = watch.state()
-    expect(obstacle is not None, "a backend is there before it is installed")
+    expect(watch.state() is not None, "a backend is there before it is installed")
+    yield from shot("install_0_missing")
     bpy.context.preferences.system.use_online_access = True
-    with bpy.context.temp_override(**hand.override()):
-        bpy.ops.preferences.addon_show(module=f"bl_ext.{REPO}.animate3d")
+    yield from hand.push("animate3d.open_preferences(")
     yield 1.5
     yield from hand.push("animate3d.install(", "WINDOW", "PREFERENCES")
     yield from until(lambda: watch.setup is not None, "a click on Install Backend starts it")
@@ -37,9 +36,13 @@ def install_backend() -> Iterator[float]:
     yield from until(lambda: watch.setup.is_done, "the backend is installed", 1200)
     yield 1.0
     yield from shot("install_2_done")
-    expect(watch.setup.error is None, f"the installation failed: {watch.setup.error}\n{watch.setup.report}")
+    if watch.setup.error is not None:
+        raise RuntimeError(f"the installation failed: {watch.setup.error}\n{watch.setup.report}")
     expect(watch.backend_python().startswith(str(places.environment())), "another Python than the new one is used")
-    bpy.ops.wm.window_close()
+    with bpy.context.temp_override(window=hand.window("PREFERENCES")):
+        bpy.ops.wm.window_close()
+    yield 0.5
+    to_view()
     yield 0.5
 
 

@@ -105,17 +105,15 @@ def variables(options: argparse.Namespace, out: Path) -> dict[str, str]:
         "parts": options.parts,
         "as_new": options.as_new,
     }
+    inherited = {name: value for name, value in os.environ.items() if name != "ANIMATE3D_PYTHON"}
     backend = {} if options.as_new else {"ANIMATE3D_PYTHON": str(options.python)}
-    return (
-        os.environ
-        | backend
-        | {
-            "BLENDER_USER_RESOURCES": str(out / "user"),
-            "ANIMATE3D_WINDOW_TEST": json.dumps(task),
-            "LIBGL_ALWAYS_SOFTWARE": "1",
-            "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured
-        }
-    )
+    own = {
+        "BLENDER_USER_RESOURCES": str(out / "user"),
+        "ANIMATE3D_WINDOW_TEST": json.dumps(task),
+        "LIBGL_ALWAYS_SOFTWARE": "1",
+        "LP_NUM_THREADS": "0",  # OpenGL draws in Blender's own thread, whose time is measured
+    }
+    return inherited | backend | own
 
 
 def batch(prefix: list[str], blender: str, environment: dict[str, str], out: Path) -> str:

@@ -59,16 +59,16 @@ def parse() -> argparse.Namespace:
     add("--python", type=Path, default=ROOT / ".venv" / "bin" / "python", help="the backend's")
     add("--out", type=Path, default=ROOT / "out" / "window")
     add("--vertices", type=int, default=100_000, help="of the object whose job is measured")
-    add("--minutes", type=float, help=f"for all of it; otherwise {MINUTES:.0f}, three times that on a busy machine")
+    add("--minutes", type=float, help=f"for all of it; otherwise {MINUTES:.0f}, longer on a busy machine")
     add("--niceness", type=int, help="of the backend; otherwise the add-on's own, 0 on a busy machine")
     add("--parts", nargs="+", default=[], help="of the story in steps.py; all of them otherwise")
     add("--as-new", action="store_true", help="install the backend by its button, then animate")
     options = parser.parse_args()
-    busy = os.getloadavg()[0] > 2 * os.cpu_count()  # others' work: a polite backend would never get its turn
+    busy = os.getloadavg()[0] / os.cpu_count()  # by others
     if options.minutes is None:
-        options.minutes = MINUTES * (3 if busy else 1)
-    if options.niceness is None and busy:
-        options.niceness = 0
+        options.minutes = MINUTES * max(1.0, 1.5 * busy)
+    if options.niceness is None and busy > 2.0:
+        options.niceness = 0  # a polite backend would never get its turn
     options.zip = (options.zip or max((ROOT / "dist").glob("*.zip"), key=lambda path: path.stat().st_mtime)).resolve()
     options.python = options.python.parent.resolve() / options.python.name  # the file itself is a link, and has to be
     options.out = options.out.resolve()

@@ -145,7 +145,8 @@ def counts(file: Path) -> dict[str, int]:
 
 def said(result: dict) -> str:
     """The counts of one Blender in words."""
-    more = "".join(f", {result[key]} {word}" for key, word in (("expected", "xfailed"), ("skipped", "skipped")))
+    others = {"xfailed": result["expected"], "skipped": result["skipped"]}
+    more = "".join(f", {number} {word}" for word, number in others.items() if number)
     return f"{result['passed']} passed{more} in {result['seconds']:.0f} s"
 
 

@@ -4,7 +4,7 @@ VENV_PYTHON := .venv/bin/python
 # The second Blender of `make test`, beside the one in .venv.
 OTHER_BLENDER ?= 4.2.23
 
-.PHONY: setup demo test test-matrix test-gui bench extension clean
+.PHONY: setup demo test test-matrix test-gui test-gui-install bench extension clean
 
 setup:
 	@$(PYTHON) tools/setup.py
@@ -22,6 +22,10 @@ test-matrix: setup
 
 test-gui: extension
 	@$(VENV_PYTHON) tests/window/run.py
+
+# Also downloads PyTorch, by the button in Blender's preferences: up to 3 GB.
+test-gui-install: extension
+	@$(VENV_PYTHON) tests/window/run.py --as-new --minutes 30 --out out/window_install
 
 bench: setup
 	@mkdir -p out/bench

@@ -2,7 +2,7 @@
 
     blender --background --factory-startup --python capture_child.py
 
-It speaks the backend's messages on stdin and stdout (`backend/protocol.py`) and ends when its stdin ends. The object
+It speaks the backend's messages on stdin and stdout (`backend/protocol`) and ends when its stdin ends. The object
 comes in a .blend file of its own, so that nothing of the user's file is opened, and nothing in it can be changed.
 """
 

@@ -59,25 +59,35 @@ def install(folder: Path, source: Path, say: Callable[..., None]) -> None:
             "Make room, or choose an existing Python.",
         )
     steps = _steps(folder, source, kind)
-    for number, (words, command, sentence) in enumerate(steps):
+    for number, (words, command_of, sentence) in enumerate(steps):
         say("progress", stage=words, step=number, steps=len(steps))
+        command = command_of()
         if command and _run(command, say):
             raise Failed(sentence, GO_ON if number else "Name an existing Python in the preferences.")
     (folder / COMPLETE).write_text(TORCH, encoding="utf-8")
 
 
-def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, list[str], str]]:
-    """What is to be done: in words, the command, and the sentence where it fails."""
+def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, Callable[[], list[str]], str]]:
+    """What is to be done: in words, the command as it has to be by then, and the sentence where it fails."""
     python = _python_in(folder)
     # Wheels alone: nothing that is downloaded is run while it is installed.
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
-    venv = [] if _has_pip(python) else [sys.executable, "-m", "venv", str(folder)]
+    venv = [sys.executable, "-m", "venv", str(folder)]
     names = ["requirements.lock", *(["requirements-cuda.lock"] if kind == "cuda" else [])]
+    works = "The environment is there, and does not work."
     return [
-        ("Making the environment", venv, "The environment can't be made: this Python has no working venv module."),
-        ("Installing packages", [*pip, *_locked(source, *names)], "The packages can't be installed."),
-        ("Installing PyTorch", [*pip, *_torch(source, kind, _mirrored())], "PyTorch can't be installed."),
-        ("Checking", [str(python), "-P", "-m", "backend", "doctor"], "The environment is there, and does not work."),
+        (
+            "Making the environment",
+            lambda: [] if _has_pip(python) else venv,
+            "The environment can't be made: this Python has no working venv module.",
+        ),
+        ("Installing packages", lambda: [*pip, *_locked(source, *names)], "The packages can't be installed."),
+        (
+            "Installing PyTorch",
+            lambda: [*pip, *_torch(source, kind, _mirrored(python))],
+            "PyTorch can't be installed.",
+        ),
+        ("Checking", lambda: [str(python), "-P", "-m", "backend", "doctor"], works),
     ]
 
 
@@ -97,11 +107,9 @@ def _torch(source: Path, kind: str, mirrored: bool, platform: str = sys.platform
     return _locked(source, "requirements-torch.lock")
 
 
-def _mirrored() -> bool:
-    """Whether the user's pip fetches from somewhere else than PyPI."""
-    config = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+def _mirrored(python: Path) -> bool:
+    """Whether the user's pip fetches from elsewhere than PyPI; asked of a Python that has pip: Blender's may not."""
+    config = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     return any(key in config.stdout for key in ("index-url", "find-links", "no-index"))
 
 
@@ -143,8 +151,8 @@ def _end_with_stdin() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    def say(kind: str, **content: object) -> None:
-        print(json.dumps({"type": kind, **content}), flush=True)
+    def say(message: str, /, **content: object) -> None:
+        print(json.dumps({"type": message, **content}), flush=True)
 
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:

@@ -6,7 +6,7 @@ import bpy
 from bpy.props import EnumProperty
 
 from . import meshes
-from .operators import told
+from .operator_parts import told
 from .shared import protocol
 
 MENDS = {  # of `meshes.Mendable`: the label, the icon, what the tooltip says

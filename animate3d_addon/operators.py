@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, StringProperty
@@ -11,6 +10,7 @@ from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, St
 from . import meshes, places, prompts, properties, results, watch
 from .jobs import Job
 from .look import Look
+from .operator_parts import OfJob, told
 from .shared import protocol
 
 # Settings that `bpy.ops.animate3d.animate(…)` takes too, so that a script needs no other line.
@@ -29,19 +29,6 @@ OPTIONS = (
     "points",
     "below",
 )
-
-
-def told(execute: Callable) -> Callable:
-    """An operator's execute that tells a `UserError` as one line and is cancelled then."""
-
-    def wrapped(self: bpy.types.Operator, context: bpy.types.Context) -> set[str]:
-        try:
-            return execute(self, context) or {"FINISHED"}
-        except protocol.UserError as error:
-            self.report({"ERROR"}, f"{error.message} {error.hint}".strip())
-            return {"CANCELLED"}
-
-    return wrapped
 
 
 class ANIMATE3D_OT_animate(bpy.types.Operator):
@@ -176,18 +163,6 @@ def enqueue(context: bpy.types.Context) -> Job:
     watch.start()
     watch.redraw()
     return job
-
-
-class OfJob:
-    """An operator on one job of the list."""
-
-    job: StringProperty(name="Job", description="The name of the job's folder", options={"SKIP_SAVE"})
-
-    def find(self) -> Job:
-        found = watch.queue().find(self.job)
-        if found is None:
-            raise protocol.UserError("This job is no longer there.", "It was removed.")
-        return found
 
 
 class ANIMATE3D_OT_cancel(OfJob, bpy.types.Operator):

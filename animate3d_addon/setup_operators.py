@@ -5,7 +5,7 @@ from __future__ import annotations
 import bpy
 
 from . import jobs, places, setup_tasks, watch
-from .operators import told
+from .operator_parts import told
 from .preferences import choices
 from .shared import protocol
 

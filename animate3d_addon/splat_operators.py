@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import bpy
-from bpy.props import BoolProperty, EnumProperty, StringProperty
+from bpy.props import EnumProperty, StringProperty
 
-from . import results, splat_frames, splat_output, splats
-from .operators import OfJob, told
+from . import results, splat_output, splats
+from .operator_parts import OfJob, SavesFrames, told
 from .shared import protocol
 from .timing import Timing
 
@@ -46,39 +46,21 @@ class ANIMATE3D_OT_import_splats(bpy.types.Operator):
         context.view_layer.objects.active = obj
 
 
-class ANIMATE3D_OT_save_frames(OfJob, bpy.types.Operator):
+class ANIMATE3D_OT_save_frames(OfJob, SavesFrames, bpy.types.Operator):
     """Save the moving Gaussians as complete .ply files, one for each frame, into a folder, and play them here"""
 
     bl_idname = "animate3d.save_frames"
     bl_label = "Save Splat Frames"
     bl_options = {"UNDO"}  # noqa: RUF012
 
-    directory: StringProperty(
-        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
-    )
-
-    play: BoolProperty(
-        name="Play Them",
-        description="Also add an object that shows the files on the timeline, turned Gaussians included (Blender 4.5)",
-        default=False,
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
     @told
     def execute(self, context: bpy.types.Context) -> None:
         job = self.find()
         if job.state not in ("ready", "applied") or not (job.folder / "frames").is_dir():
             raise protocol.UserError("This job has no frames.", "Only Gaussian splats have them, when they are done.")
-        folder = Path(bpy.path.abspath(self.directory))
-        folder.mkdir(parents=True, exist_ok=True)
-        splat_output.export(job.folder, str(folder), job.settings.frames, keep=True)
-        if self.play:
-            timing = Timing(job.settings.frames, start=job.plan.start, step=job.plan.step)
-            splat_frames.play(folder, timing, results.find_objects(job.plan)[0], f"{job.plan.objects[0]} frames")
-        self.report({"INFO"}, f"{job.settings.frames} files are in {folder}.")
+        splat_output.export(job.folder, str(self.folder), job.settings.frames, keep=True)
+        timing = Timing(job.settings.frames, start=job.plan.start, step=job.plan.step)
+        self.finish(timing, results.find_objects(job.plan)[0], job.plan.objects[0], job.settings.frames)
 
 
 CLASSES = (ANIMATE3D_OT_import_splats, ANIMATE3D_OT_save_frames)

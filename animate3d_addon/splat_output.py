@@ -24,8 +24,9 @@ def motion_path(output: str) -> Path:
 
 
 def export(job: Path, output: str, frames: int, keep: bool) -> None:
-    """Takes the frames out of the job, or with `keep` copies of them. Raises `UserError` where there is no room."""
+    """Takes the frames out of the job, or with `keep` copies of them. Raises `UserError` where that can't be."""
     try:
+        frame_path(output, 0).parent.mkdir(parents=True, exist_ok=True)
         for frame in range(frames):
             made, wanted = job / "frames" / f"frame_{frame + 1:04d}.ply", frame_path(output, frame)
             part = wanted.with_name(f".{wanted.stem}.part.ply")

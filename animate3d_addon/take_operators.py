@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import bpy
-from bpy.props import BoolProperty, EnumProperty, StringProperty
+from bpy.props import EnumProperty, StringProperty
 
 from . import (
     bake_rig,
@@ -13,7 +13,6 @@ from . import (
     mesh_cache,
     properties,
     results,
-    splat_frames,
     take_data,
     take_edits,
     take_points,
@@ -21,7 +20,8 @@ from . import (
     watch,
 )
 from .jobs import Job
-from .operators import apply, told
+from .operator_parts import IntoFolder, SavesFrames, told
+from .operators import apply
 from .shared import protocol
 from .timing import Timing
 
@@ -125,57 +125,33 @@ class ANIMATE3D_OT_take_push(_OfTake, bpy.types.Operator):
         take_edits.push_to_nla(take_data.of(context.object))
 
 
-class ANIMATE3D_OT_take_to_cache(_OfTake, bpy.types.Operator):
+class ANIMATE3D_OT_take_to_cache(_OfTake, IntoFolder, bpy.types.Operator):
     """Put the shown take into a .pc2 file that a Mesh Cache modifier plays: for very heavy meshes, instead of keys"""
 
     bl_idname = "animate3d.take_to_cache"
     bl_label = "Move to Mesh Cache"
 
-    directory: StringProperty(
-        name="Folder", description="Where the file goes", subtype="DIR_PATH", options={"SKIP_SAVE"}
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
     @told
     def execute(self, context: bpy.types.Context) -> None:
-        files = mesh_cache.push(take_data.of(context.object), Path(bpy.path.abspath(self.directory)))
+        files = mesh_cache.push(take_data.of(context.object), self.folder)
         self.report({"INFO"}, f"Written: {', '.join(path.name for path in files)}.")
 
 
-class ANIMATE3D_OT_take_save_frames(_OfTake, bpy.types.Operator):
+class ANIMATE3D_OT_take_save_frames(_OfTake, SavesFrames, bpy.types.Operator):
     """Save the shown cloud of points as complete 3DGS .ply files, one for each frame, turned Gaussians included"""
 
     bl_idname = "animate3d.take_save_frames"
     bl_label = "Save Point Frames"
 
-    directory: StringProperty(
-        name="Folder", description="Where the files go", subtype="DIR_PATH", options={"SKIP_SAVE"}
-    )
-    play: BoolProperty(
-        name="Play Them",
-        description="Also add an object that shows the files on the timeline, by Geometry Nodes (Blender 4.5)",
-        default=False,
-    )
-
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
     @told
     def execute(self, context: bpy.types.Context) -> None:
         obj = take_data.of(context.object)
-        take, folder = obj.animate3d.active, Path(bpy.path.abspath(self.directory))
+        take = obj.animate3d.active
         if take.output != "POINTS":
             raise protocol.UserError("The shown take is no cloud of points.", "Choose “Points” as its output.")
-        files = take_points.save_frames(obj, take, take_data.offsets(take, obj), folder)
-        if self.play:
-            loop = "OFF" if take.loop == "OFF" else "CYCLE"  # the files are a whole round, whatever its kind
-            timing = Timing(len(files), start=take.start, step=take.step, loop=loop)
-            splat_frames.play(folder, timing, obj, f"{obj.name} frames")
-        self.report({"INFO"}, f"{len(files)} files are in {folder}.")
+        count = len(take_points.save_frames(obj, take, take_data.offsets(take, obj), self.folder))
+        loop = "OFF" if take.loop == "OFF" else "CYCLE"  # the files are a whole round, whatever its kind
+        self.finish(Timing(count, start=take.start, step=take.step, loop=loop), obj, obj.name, count)
 
 
 class ANIMATE3D_OT_take_to_copy(_OfTake, bpy.types.Operator):

@@ -21,15 +21,22 @@ NAME = bake.BakeSettings().name
 HIDDEN = "BOUNDS"  # how the mesh is drawn while its points are shown: it can still be selected
 
 
+class Stiff(protocol.UserError):
+    """Something deforms the object that its points would not follow: applied to a copy, or keys instead, it works."""
+
+
 def check_free(obj: bpy.types.Object, ours: Collection[str] = ()) -> None:
-    """Raises `UserError` where an object can't be made of points; modifiers of the names `ours` are no obstacle."""
+    """Raises `UserError` where an object can't be made of points, `Stiff` where its points would not go along.
+
+    Modifiers of the names `ours` are no obstacle.
+    """
     if splats.is_splats(obj):
         raise protocol.UserError(f"“{obj.name}” is made of points already.", "Choose “Shape Keys” as the output.")
     others = [modifier for modifier in obj.modifiers if modifier.show_viewport and modifier.name not in ours]
     if others or (obj.parent is not None and obj.parent_type in meshes.DEFORMING_PARENTS):
-        raise protocol.UserError(
+        raise Stiff(
             f"“{obj.name}” has modifiers or a rig, which points would not follow.",
-            "Apply them, or choose “Shape Keys” as the output.",
+            "Animate a copy that has them applied, or choose “Shape Keys” as the output.",
         )
 
 

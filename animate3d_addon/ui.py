@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import estimate, look, mends, meshes, models, places, previews, prompts, properties, results, watch
+from . import estimate, look, mends, meshes, models, places, previews, prompts, properties, results, take_points, watch
 from .jobs import Job
 from .shared import protocol
 from .ui_parts import Panel, draw_error, draw_lines
@@ -165,8 +165,11 @@ def _draw_mend(layout: bpy.types.UILayout, obstacle: protocol.UserError, setting
     if isinstance(obstacle, meshes.Mendable):
         label, icon, _ = mends.MENDS[obstacle.mend]
         layout.operator("animate3d.mend", text=label, icon=icon).what = obstacle.mend
-    if isinstance(obstacle, results.OtherVertices):
+    if isinstance(obstacle, results.OtherVertices | take_points.Stiff):
         layout.operator("animate3d.copy_applied", icon="DUPLICATE")
+    if isinstance(obstacle, take_points.Stiff):
+        layout.prop_enum(settings, "output", "KEYS", text="Make Shape Keys")
+    if isinstance(obstacle, results.OtherVertices):
         layout.prop(settings, "below", toggle=True, icon="MESH_DATA", text="Animate the Mesh Below")
 
 

@@ -8,6 +8,7 @@ from . import models, places, ui, watch
 from .preferences import choices
 from .setup_tasks import SetupTask
 from .shared import protocol
+from .ui_parts import draw_lines
 
 SHOWN_LINES = 12
 
@@ -60,13 +61,12 @@ def _draw_setup(layout: bpy.types.UILayout, task: SetupTask) -> None:
 def _draw_models(box: bpy.types.UILayout, own: bpy.types.AddonPreferences) -> None:
     box.label(text="Models", icon="OUTLINER_OB_ARMATURE")
     starter = models.card("starter", places.weights())
-    box.label(text=f"Starter comes along ({starter.licence}): {', '.join(starter.motions)}", icon="CHECKMARK")
-    row = box.row()
+    known = f"Starter comes along ({starter.licence}): {', '.join(starter.motions)}"
+    draw_lines(box.column(align=True), known, "CHECKMARK")
     if models.is_installed("animate3d", places.weights()):
-        row.label(text="Animate3D, the released model, is installed", icon="CHECKMARK")
+        box.label(text="Animate3D, the released model, is installed", icon="CHECKMARK")
     else:
-        row.label(text=f"Animate3D, the released model: {_download_gb():.1f} GB to download", icon="BLANK1")
-        row.operator("animate3d.pull", icon="IMPORT")
+        box.operator("animate3d.pull", text=f"Download the Released Model ({_download_gb():.1f} GB)", icon="IMPORT")
     column = box.column()
     column.use_property_split, column.use_property_decorate = True, False
     column.prop(own, "weights_folder")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import bpy
 
-from . import previews, properties, take_data, watch
+from . import previews, properties, take_data, take_points, takes, watch
+from .shared import protocol
 from .ui_parts import Panel, draw_error, draw_lines
 
 OUTPUT_ICONS = {"KEYS": "SHAPEKEY_DATA", "RIG": "ARMATURE_DATA", "POINTS": "POINTCLOUD_DATA"}
@@ -37,7 +38,7 @@ class ANIMATE3D_PT_takes(Panel, bpy.types.Panel):
         column.operator("animate3d.take_to_cache", text="", icon="FILE_CACHE")
         column.operator("animate3d.take_to_copy", text="", icon="OBJECT_DATA")
         column.operator("animate3d.export", text="", icon="EXPORT")
-        fault = take_data.fault(obj)
+        fault = take_data.fault(obj) or left_behind(obj)
         if fault is not None:
             draw_error(layout, fault)
         take = own.active
@@ -59,6 +60,18 @@ class ANIMATE3D_PT_takes(Panel, bpy.types.Panel):
         if take.output == "POINTS":
             layout.prop(take, "count")
             layout.operator("animate3d.take_save_frames", icon="FILE_TICK")
+
+
+def left_behind(obj: bpy.types.Object) -> protocol.UserError | None:
+    """Why the points that are shown don't go where their object goes: it got a modifier or a rig since."""
+    take = obj.animate3d.active
+    if take is None or take.output != "POINTS":
+        return None
+    try:
+        take_points.check_free(obj, takes.our_modifiers(obj))
+    except take_points.Stiff as stiff:
+        return protocol.UserError(stiff.message, "Turn the take into shape keys, or switch the modifiers off.")
+    return None
 
 
 class ANIMATE3D_PT_video(Panel, bpy.types.Panel):

@@ -5,26 +5,30 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from backend import device as devices
 from backend import steps, weights
 from backend.memory import PeakMemory
 from backend.motion.fit import needs_gaussians
-from backend.motion.settings import for_generated
+from backend.motion.sds_fit import SdsSettings
+from backend.motion.settings import FitSettings, for_generated
 from backend.motion.settings import preset as fit_preset
 from backend.motion.skeleton import make_rig
 from backend.motion.skinning import SkinSettings
 from backend.mv_vdm import resume
 from backend.mv_vdm.execution import FAST, MODES, Execution, for_large_model, next_smaller, pick_mode
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
+from backend.mv_vdm.sampling import SamplerSettings
 from backend.presets import sampler_settings, sds_settings, with_choices
 from backend.preview import write_preview
 from backend.prompts import Understood, known, understand
 from backend.protocol import JobSettings, Motion, Report, Rig, SplatSource, Subject, UserError, Video
+from backend.splats.gaussians import Gaussians
 from backend.splats.views import ViewSettings, make_subject
 from backend.stages import Progress, Stages, folder_digest
 
@@ -80,7 +84,7 @@ def check(settings: JobSettings) -> str:
     Raises:
         UserError: no such weights or device.
     """
-    return _prepare(settings)[1].appearance
+    return Plan.of(settings).info.appearance
 
 
 def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tell: Tell) -> Report:
@@ -91,7 +95,7 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     """
     settings = JobSettings.load(job)
     try:
-        return _road(job, settings, progress, models, peak, tell)
+        return Road(job, settings, progress, models, peak, tell).run()
     except Exception as error:
         smaller = next_smaller(MODES.get(settings.memory, models.mode))
         if smaller is None or not devices.is_out_of_memory(error):
@@ -101,110 +105,172 @@ def run_job(job: Path, progress: Progress, models: Models, peak: PeakMemory, tel
     models.forget()
     sentence = f"There was not enough memory; trying once more in the mode {smaller.name}, which needs less."
     tell("notice", message=sentence)
-    return _road(job, replace(settings, memory=smaller.name), progress, models, peak, tell)
+    return Road(job, replace(settings, memory=smaller.name), progress, models, peak, tell).run()
 
 
-def _prepare(settings: JobSettings) -> tuple[Path, ModelInfo, torch.device, Understood]:
-    """The model's folder, its description, the device, and the prompt in the model's words."""
-    folder = weights.find(settings.weights)
-    content = weights.config(folder)
-    try:
-        info = ModelInfo.from_json(content)
-    except (TypeError, ValueError):
-        sentence = f"The model's {weights.CONFIG} in {folder} makes no sense to this version."
-        raise UserError(sentence, "Install the weights again.", kind="missing_weights") from None
-    return folder, info, devices.pick(settings.device), understand(settings.prompt, info.motions)
+@dataclass(frozen=True)
+class Plan:
+    """What a job's settings come to, with a model and a device."""
 
+    folder: Path  # of the model
+    info: ModelInfo
+    device: torch.device
+    understood: Understood  # the prompt in the model's words
+    sampler: SamplerSettings
+    fit: FitSettings
+    sds: SdsSettings | None
 
-def _road(job: Path, settings: JobSettings, progress: Progress, models: Models, peak: PeakMemory, tell: Tell) -> Report:
-    source = SplatSource.load(job)
-    subject = Subject.load(job) if source is None else None
-    folder, info, device, understood = _prepare(settings)
-    prompt = understood.prompt
-    if understood.notice:
-        tell("notice", message=f"{understood.notice} {known(info.motions)}")
-    sampler = with_choices(sampler_settings(settings.preset, info.sampler), settings)
-    fit = for_generated(fit_preset(settings.preset))
-    sds = sds_settings(settings.preset)
-    report = Report(
-        device=device.type,
-        seed=settings.seed,
-        settings={
-            **asdict(settings),
-            "understood": prompt,
-            "sampler": asdict(sampler),
-            "fit": asdict(fit),
-            "sds": sds and asdict(sds),
-        },
-        versions=devices.versions(),
-    )
-    captured = (".json", ".npz", ".png") if source is None else (".ply",)
-    stages = Stages(job, folder_digest(job / "subject", captured), progress, peak, report)
-    if source is not None:
-        seen_as = (source, info.appearance, ViewSettings())
-        subject = stages.run(
-            "capture", seen_as, Subject.load, lambda step: make_subject(job, source, info.appearance), Subject.save
+    @classmethod
+    def of(cls, settings: JobSettings) -> Plan:
+        """Raises `UserError` where there are no such weights or no such device."""
+        folder = weights.find(settings.weights)
+        content = weights.config(folder)
+        try:
+            info = ModelInfo.from_json(content)
+        except (TypeError, ValueError):
+            sentence = f"The model's {weights.CONFIG} in {folder} makes no sense to this version."
+            raise UserError(sentence, "Install the weights again.", kind="missing_weights") from None
+        return cls(
+            folder,
+            info,
+            devices.pick(settings.device),
+            understand(settings.prompt, info.motions),
+            with_choices(sampler_settings(settings.preset, info.sampler), settings),
+            for_generated(fit_preset(settings.preset)),
+            sds_settings(settings.preset),
         )
 
-    def make_video(step: steps.Step) -> Video:
-        model = models.get(folder, device, settings.memory, settings.compile)
-        return steps.make_video(
-            job,
-            subject,
-            model,
-            prompt,
-            sampler,
-            settings,
-            step,
-            weights.identity(folder),
-            lambda path: tell("forming", path=str(path)),
+    def report(self, settings: JobSettings) -> Report:
+        """A report with nothing measured yet."""
+        chosen = {
+            "understood": self.understood.prompt,
+            "sampler": asdict(self.sampler),
+            "fit": asdict(self.fit),
+            "sds": self.sds and asdict(self.sds),
+        }
+        return Report(
+            device=self.device.type,
+            seed=settings.seed,
+            settings=asdict(settings) | chosen,
+            versions=devices.versions(),
         )
 
-    settings_of_video = (prompt, sampler, settings.seed, settings.frames, weights.identity(folder))
-    video = stages.run("video", settings_of_video, Video.load, make_video, Video.save)
-    resume.forget(job / steps.DENOISED)
-    tell("preview", path=str(write_preview(video, job)))
-    matte = stages.run(
-        "matte", (), steps.load_matte, lambda step: steps.make_matte(job, subject, video), steps.save_matte
-    )
-    splats = None  # a fit by correspondences needs none
-    by_rendering = needs_gaussians(settings.preset, video.appearance, len(subject.faces) > 0)
-    if by_rendering or sds is not None:
-        splats = stages.run(
+
+class Road:
+    """The stages of one job, each from what the ones before it have made."""
+
+    def __init__(
+        self, job: Path, settings: JobSettings, progress: Progress, models: Models, peak: PeakMemory, tell: Tell
+    ) -> None:
+        """Raises `UserError` where the job can't run."""
+        self.job, self.settings, self.models, self.tell = job, settings, models, tell
+        self.source = SplatSource.load(job)
+        self.subject = Subject.load(job) if self.source is None else None  # first of all: is there anything at all?
+        self.plan = Plan.of(settings)
+        self.report = self.plan.report(settings)
+        captured = (".json", ".npz", ".png") if self.source is None else (".ply",)
+        self.stages = Stages(job, folder_digest(job / "subject", captured), progress, peak, self.report)
+        refined = self.plan.sds is not None
+        self.fitted = job / steps.RECONSTRUCTION if refined else job  # the folder of the motion that the fit makes
+
+    def run(self) -> Report:
+        """All of it. Raises `UserError`."""
+        notice = self.plan.understood.notice
+        if notice:
+            self.tell("notice", message=f"{notice} {known(self.plan.info.motions)}")
+        subject = self.capture()
+        video = self.video(subject)
+        matte = self.stages.run(
+            "matte", (), steps.load_matte, lambda step: steps.make_matte(self.job, subject, video), steps.save_matte
+        )
+        by_rendering = needs_gaussians(self.settings.preset, video.appearance, len(subject.faces) > 0)
+        # A fit by correspondences needs no Gaussians.
+        splats = self.splats(subject, video) if by_rendering or self.plan.sds is not None else None
+        motion = self.motion(subject, video, matte, splats)
+        if self.plan.sds is not None:
+            motion = self.refine(subject, splats, motion, by_rendering)
+        if self.settings.rig or self.source is not None:
+            rig = self.rig(subject, motion)
+        if self.source is not None:
+            self.frames(motion, rig)
+        self.report.save(self.job / "report.json")
+        return self.report
+
+    def model(self) -> MVVDM:
+        return self.models.get(self.plan.folder, self.plan.device, self.settings.memory, self.settings.compile)
+
+    def capture(self) -> Subject:
+        """What Blender has captured, or of a file of Gaussians, what is captured here."""
+        source, appearance = self.source, self.plan.info.appearance
+        if self.subject is not None:
+            return self.subject
+        seen_as = (source, appearance, ViewSettings())
+        return self.stages.run(
+            "capture", seen_as, Subject.load, lambda step: make_subject(self.job, source, appearance), Subject.save
+        )
+
+    def video(self, subject: Subject) -> Video:
+        plan, settings, identity = self.plan, self.settings, weights.identity(self.plan.folder)
+        prompt = plan.understood.prompt
+
+        def make(step: steps.Step) -> Video:
+            def tell(path: Path) -> None:
+                self.tell("forming", path=str(path))
+
+            return steps.make_video(
+                self.job, subject, self.model(), prompt, plan.sampler, settings, step, identity, tell
+            )
+
+        depends_on = (prompt, plan.sampler, settings.seed, settings.frames, identity)
+        video = self.stages.run("video", depends_on, Video.load, make, Video.save)
+        resume.forget(self.job / steps.DENOISED)
+        self.tell("preview", path=str(write_preview(video, self.job)))
+        return video
+
+    def splats(self, subject: Subject, video: Video) -> Gaussians:
+        seed = self.settings.seed
+        return self.stages.run(
             "splats",
-            (steps.SPLATS, settings.seed),
+            (steps.SPLATS, seed),
             steps.load_splats,
-            lambda step: steps.make_splats(job, subject, video.appearance, settings.seed, device),
+            lambda step: steps.make_splats(self.job, subject, video.appearance, seed, self.plan.device),
             steps.save_splats,
         )
-    fitted = job if sds is None else job / steps.RECONSTRUCTION
-    motion = stages.run(
-        "motion",
-        (fit, sds is not None),
-        lambda job: Motion.load(fitted),
-        lambda step: steps.make_motion(
-            subject, video, matte, splats, fit, device, step, None if sds is None else fitted / steps.FIELD
-        ),
-        lambda motion, job: motion.save(fitted),
-    )
 
-    def refine_motion(step: steps.Step) -> Motion:
-        start = steps.load_field(fitted / steps.FIELD, fit, device) if by_rendering else motion
-        model = models.get(folder, device, settings.memory, settings.compile)
-        return steps.refine_motion(subject, model, prompt, start, settings.frames, splats, sds, settings.seed, step)
+    def motion(self, subject: Subject, video: Video, matte: np.ndarray, splats: Gaussians | None) -> Motion:
+        fit, device, refined = self.plan.fit, self.plan.device, self.plan.sds is not None
+        field = self.fitted / steps.FIELD if refined else None
+        return self.stages.run(
+            "motion",
+            (fit, refined),
+            lambda job: Motion.load(self.fitted),
+            lambda step: steps.make_motion(subject, video, matte, splats, fit, device, step, field),
+            lambda motion, job: motion.save(self.fitted),
+        )
 
-    if sds is not None:
-        motion = stages.run("refine", sds, Motion.load, refine_motion, Motion.save)
-    if settings.rig or source is not None:
+    def refine(self, subject: Subject, splats: Gaussians, motion: Motion, by_rendering: bool) -> Motion:
+        """What 4D-SDS makes of the fitted motion, or of the field that rendering has fitted."""
+        plan, settings = self.plan, self.settings
+
+        def make(step: steps.Step) -> Motion:
+            start = steps.load_field(self.fitted / steps.FIELD, plan.fit, plan.device) if by_rendering else motion
+            prompt, seed = plan.understood.prompt, settings.seed
+            return steps.refine_motion(
+                subject, self.model(), prompt, start, settings.frames, splats, plan.sds, seed, step
+            )
+
+        return self.stages.run("refine", plan.sds, Motion.load, make, Motion.save)
+
+    def rig(self, subject: Subject, motion: Motion) -> Rig:
         skin = SkinSettings()
-        rig = stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)
-    if source is not None:
-        stages.run(
+        return self.stages.run("rig", skin, Rig.load, lambda step: make_rig(subject, motion, skin), Rig.save)
+
+    def frames(self, motion: Motion, rig: Rig) -> None:
+        """The moving Gaussians as files, one for each frame."""
+        self.stages.run(
             "frames",
             (),
-            lambda job: steps.check_frames(job, settings.frames),
-            lambda step: steps.make_frames(job, motion, rig, step),
+            lambda job: steps.check_frames(job, self.settings.frames),
+            lambda step: steps.make_frames(self.job, motion, rig, step),
             lambda nothing, job: None,
         )
-    report.save(job / "report.json")
-    return report

@@ -107,6 +107,23 @@ def rigged(name: str = "Rigged") -> bpy.types.Object:
     return obj
 
 
+def read_back(path: Path) -> None:
+    """The file into an empty scene, animation and all (our own `load` would drop it)."""
+    reset()
+    bpy.context.scene.render.fps = 24
+    readers = {
+        ".glb": lambda: bpy.ops.import_scene.gltf(filepath=str(path)),
+        ".fbx": lambda: bpy.ops.import_scene.fbx(filepath=str(path)),
+        ".usdc": lambda: bpy.ops.wm.usd_import(filepath=str(path)),
+        ".abc": lambda: bpy.ops.wm.alembic_import(filepath=str(path), as_background_job=False),
+        ".blend": lambda: bpy.ops.wm.open_mainfile(filepath=str(path)),
+    }
+    readers[path.suffix]()
+    for obj in bpy.data.objects if path.suffix == ".abc" else ():
+        for modifier in obj.modifiers:  # off in 5.2; see test_blender_round_trips.py
+            modifier.use_vertex_interpolation = True
+
+
 def world_vertices(obj: bpy.types.Object) -> np.ndarray:
     """[V, 3] float64, as the object looks at the current frame."""
     depsgraph = bpy.context.evaluated_depsgraph_get()

@@ -48,20 +48,6 @@ def same_points(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bo
     return distance.min(axis=0).max() < tolerance and distance.min(axis=1).max() < tolerance
 
 
-def read_back(path: Path) -> None:
-    """The file into an empty scene, animation and all (our own `load` would drop it)."""
-    scenes.reset()
-    bpy.context.scene.render.fps = 24
-    readers = {
-        ".glb": lambda: bpy.ops.import_scene.gltf(filepath=str(path)),
-        ".fbx": lambda: bpy.ops.import_scene.fbx(filepath=str(path)),
-        ".usdc": lambda: bpy.ops.wm.usd_import(filepath=str(path)),
-        ".abc": lambda: bpy.ops.wm.alembic_import(filepath=str(path), as_background_job=False),
-        ".blend": lambda: bpy.ops.wm.open_mainfile(filepath=str(path)),
-    }
-    readers[path.suffix]()
-
-
 @pytest.mark.parametrize("suffix", files.WRITABLE)
 @pytest.mark.parametrize("names", [("Cube",), ("a", "b", "c")])
 def test_the_motion_comes_back(tmp_path, suffix, names):
@@ -69,7 +55,7 @@ def test_the_motion_comes_back(tmp_path, suffix, names):
     path = tmp_path / f"out put Füchse 🦊{suffix}"
     files.save(path, objects)
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == [path.name]
-    read_back(path)
+    scenes.read_back(path)
     size = np.linalg.norm(np.ptp(truth[0], axis=0))
     # glTF time 0 is the timeline's frame 0; the importer of Blender's FBX adds its own frame.
     shift = {".fbx": 1}.get(suffix, 0)
@@ -375,7 +361,7 @@ def test_a_child_of_an_unevenly_scaled_parent_is_where_it_was(tmp_path, suffix):
     bpy.context.view_layer.update()
     expected = scenes.world_vertices(child)
     files.save(tmp_path / f"out{suffix}", [child])
-    read_back(tmp_path / f"out{suffix}")
+    scenes.read_back(tmp_path / f"out{suffix}")
     assert same_points(looks(1), expected, 1e-4)
 
 

@@ -18,6 +18,7 @@ from backend_python import PYTHON  # noqa: E402
 
 import animate3d_addon  # noqa: E402
 from animate3d_addon import backend_process, estimate, job_queue, jobs, models, prompts, results, takes, watch  # noqa: E402
+from animate3d_addon.shared import understand  # noqa: E402
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -266,7 +267,9 @@ def test_prompts_are_remembered(tmp_path):
 
 def test_what_the_starter_knows(tmp_path):
     card = models.card("starter", tmp_path)
-    assert card.appearance == "position" and "it sways" in models.example_prompts(card)
+    examples = models.example_prompts(card)
+    assert card.appearance == "position" and len(examples) == len(card.motions) > 3
+    assert not any(understand(example, card.motions).notice for example in examples)
     with pytest.raises(protocol.UserError, match="not installed"):
         models.card("animate3d", tmp_path)
 

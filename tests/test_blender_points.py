@@ -12,7 +12,17 @@ from test_blender_jobs import select  # noqa: E402
 from test_blender_takes import look  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import compat, points, splats, take_data, take_edits, takes  # noqa: E402
+from animate3d_addon import (  # noqa: E402
+    compat,
+    points,
+    results,
+    splats,
+    take_data,
+    take_edits,
+    take_points,
+    takes,
+    ui_takes,
+)
 from animate3d_addon.timing import Timing  # noqa: E402
 from backend import protocol  # noqa: E402
 
@@ -221,10 +231,36 @@ def test_what_is_shown_is_exported(tmp_path, kind):
     assert scenes.snapshot() == before
 
 
-def test_what_points_could_not_follow_is_refused(tmp_path):
+def waving():
     obj = scenes.cube()
     obj.modifiers.new("Wave", "WAVE")
+    return obj
+
+
+@pytest.mark.parametrize("make", [waving, scenes.rigged])
+def test_what_points_could_not_follow_is_refused_and_a_copy_is_offered(make, tmp_path):
+    """The sentence, and the button below it in the panel."""
+    obj = make()
+    select(obj)
+    bpy.context.scene.animate3d.output = "POINTS"
     before = scenes.snapshot()
-    with pytest.raises(protocol.UserError, match="points would not follow"):
-        cloud_of(obj, tmp_path)
+    for attempt in (lambda: cloud_of(obj, tmp_path), lambda: results.chosen_objects(bpy.context)):
+        with pytest.raises(take_points.Stiff, match="points would not follow"):
+            attempt()
     assert scenes.snapshot() == before and not obj.animate3d.takes
+    rest = scenes.world_vertices(obj)
+    assert bpy.ops.animate3d.copy_applied() == {"FINISHED"}
+    (copy,) = results.chosen_objects(bpy.context)
+    motion, cloud = cloud_of(copy, tmp_path / "copy")
+    for frame, index in ((1, 0), (10, 3)):
+        assert on_surface(copy, seen(cloud, frame), rest + motion.offsets[index]) < 1e-5, frame
+
+
+def test_points_that_are_left_behind_by_a_new_modifier_are_told(tmp_path):
+    obj = scenes.cube()
+    cloud_of(obj, tmp_path)
+    assert ui_takes.left_behind(obj) is None
+    wave = obj.modifiers.new("Wave", "WAVE")
+    assert "would not follow" in ui_takes.left_behind(obj).message
+    wave.show_viewport = False
+    assert ui_takes.left_behind(obj) is None

@@ -45,7 +45,7 @@ def test_a_python_without_the_packages_is_told(tmp_path):
     venv.create(tmp_path / "empty", with_pip=False, symlinks=True)
     python = str(environment._python_in(tmp_path / "empty"))
     task = finish(SetupTask.start("check", setup_tasks.check_arguments(python), tmp_path / "log"))
-    assert task.error is not None and "Traceback" not in task.error.message
+    assert "not as it should be" in task.error.message and "lines above" in task.error.hint
 
 
 def test_install_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -66,6 +66,21 @@ def test_install_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(environment.Failed, match="does not work"):  # doctor finds no torch in it
         environment.install(folder, source, lambda *_, **__: None)
     assert environment.python_of(folder) is None
+
+
+def test_a_mirror_is_found_by_a_python_that_has_no_pip(tmp_path, monkeypatch):
+    """As Blender's own is where a Linux distribution has built it."""
+    import venv
+
+    venv.create(tmp_path / "blender", with_pip=False, symlinks=True)
+    monkeypatch.setattr(environment.sys, "executable", str(environment._python_in(tmp_path / "blender")))
+    monkeypatch.setattr(environment, "_torch", lambda source, kind, mirrored: seen.append(mirrored) or ["pip"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    seen: list[bool] = []
+    (tmp_path / "requirements.lock").write_text(f"pip=={ensurepip.version()} --hash=sha256:{64 * '0'}\n")
+    with pytest.raises(environment.Failed, match="does not work"):
+        environment.install(tmp_path / "environment", tmp_path, lambda *_, **__: None)
+    assert seen == [True]
 
 
 def test_no_room(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Builds the extension's zip with Blender's own tool, and the index of a self-hosted repository beside it.
 
-    python tools/build_extension.py --out dist
+python tools/build_extension.py --out dist
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`make demo`: a cactus and three sentences become .blend files and a .glb that move, and pictures of all of them.
 
-    python tools/demo.py --out out/demo [--prompt "a cactus bounces" ...]
+python tools/demo.py --out out/demo [--prompt "a cactus bounces" ...]
 """
 
 from __future__ import annotations

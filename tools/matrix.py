@@ -116,7 +116,7 @@ def run_one(blender: str, tests: Iterable[str], out: Path) -> dict:
         place = Place(blender)
         place.prepare()
     except chroot.CanNot as reason:
-        return {"blender": blender, "skipped": f"There is no Python {BLENDERS[blender][0]} here. {reason}"}
+        return {"blender": blender, "impossible": f"There is no Python {BLENDERS[blender][0]} here. {reason}"}
     except (subprocess.CalledProcessError, OSError) as error:
         return {"blender": blender, "failed": f"Its environment can't be made ({error})."}
     made = time.monotonic()
@@ -126,18 +126,28 @@ def run_one(blender: str, tests: Iterable[str], out: Path) -> dict:
     code = place.test(tests, file)
     result = {"blender": blender, "setup_seconds": round(made - began, 1), "seconds": round(time.monotonic() - made, 1)}
     result |= counts(file)
-    if code == 0 or (code < 0 and result.get("tests") and not result["bad"]):
+    if code == 0 or (code < 0 and result.get("passed") and not result["bad"]):
         return result  # 4.2 crashes while Python ends, when all tests are done and their results are written
     return result | {"failed": f"pytest ended with {code}."}
 
 
 def counts(file: Path) -> dict[str, int]:
-    """How many tests there were, and how many of them went wrong; nothing where pytest did not come to its end."""
+    """How many tests passed, went wrong, failed as they must, were skipped; nothing where pytest did not end."""
     if not file.is_file():
         return {}
-    suites = ElementTree.parse(file).getroot().iter("testsuite")
-    numbers = [(int(s.get("tests")), int(s.get("failures")) + int(s.get("errors"))) for s in suites]
-    return {"tests": sum(number for number, _ in numbers), "bad": sum(bad for _, bad in numbers)}
+    suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
+    found = {name: sum(int(suite.get(name)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")}
+    expected = sum(each.get("type") == "pytest.xfail" for suite in suites for each in suite.iter("skipped"))
+    bad = found["failures"] + found["errors"]
+    passed = found["tests"] - bad - found["skipped"]
+    return {"passed": passed, "bad": bad, "expected": expected, "skipped": found["skipped"] - expected}
+
+
+def said(result: dict) -> str:
+    """The counts of one Blender in words."""
+    others = {"xfailed": result["expected"], "skipped": result["skipped"]}
+    more = "".join(f", {number} {word}" for word, number in others.items() if number)
+    return f"{result['passed']} passed{more} in {result['seconds']:.0f} s"
 
 
 def main() -> int:
@@ -154,7 +164,7 @@ def main() -> int:
     results = [run_one(blender, tests, out) for blender in options.versions]
     (out / "report.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     for result in results:
-        what = result.get("failed") or result.get("skipped") or f"{result['tests']} passed in {result['seconds']:.0f} s"
+        what = result.get("failed") or result.get("impossible") or said(result)
         print(f"Blender {result['blender']}: {what}")
     return 1 if any("failed" in result for result in results) else 0
 

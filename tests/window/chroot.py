@@ -120,6 +120,21 @@ def backend_files(python: Path) -> list[Path]:
     return [prefix, base]
 
 
+def pip_files() -> list[Path]:
+    """What pip on this machine is set up with: its configuration, certificates, and folders of packages."""
+    files, values = (
+        subprocess.run(
+            [sys.executable, "-m", "pip", "config", word], capture_output=True, text=True, check=False
+        ).stdout
+        for word in ("debug", "list")
+    )
+    found = re.findall(r"^\s+(/.+), exists: True$", files, re.MULTILINE)
+    found += re.findall(r"(?<=['\s])(?:file://)?(/[^\s']+)", values)
+    # An index names its files by relative paths.
+    paths = [path.parent if path.name == "simple" else path for path in map(Path, found)]
+    return [path for path in paths if path.exists()]
+
+
 def _enter(folder: Path, shared: Sequence[Path], command: Sequence[str]) -> int:
     """Runs as the first process of a new namespace: mounts, goes in, and waits for the command and its orphans."""
     if os.getpid() != 1:

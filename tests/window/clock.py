@@ -80,10 +80,11 @@ def longest(gaps: Iterable[Gap]) -> dict[str, float | str]:
     """What to report of them; seconds."""
     gaps = list(gaps)
     if not gaps:
-        return {"gaps": 0, "ran": 0.0, "slept": 0.0, "took": 0.0}
+        return {"gaps": 0, "block": 0.0, "ran": 0.0, "slept": 0.0, "took": 0.0}
     worst = max(gaps, key=lambda gap: gap.block)
     return {
         "gaps": len(gaps),
+        "block": round(worst.block, 3),
         "ran": round(max(gap.ran for gap in gaps), 3),
         "slept": round(max(gap.slept for gap in gaps), 3),
         "took": round(max(gap.took for gap in gaps), 3),

@@ -70,13 +70,18 @@ def screenshot(path: Path) -> None:
     subprocess.run(["import", "-window", "root", str(path)], check=True, timeout=60)
 
 
-def find(wanted: str, region_type: str = "UI", area_type: str = "VIEW_3D") -> Iterator[float]:
-    """Moves the mouse onto the button whose property or command has `wanted` in it. Raises `NotFound`."""
+def find(
+    wanted: str, region_type: str = "UI", area_type: str = "VIEW_3D", column: float = COLUMNS[0]
+) -> Iterator[float]:
+    """Moves the mouse onto the button whose property or command has `wanted` in it. Raises `NotFound`.
+
+    column: of the region's width, where it is looked for first.
+    """
     place = region(region_type, area_type)
     rows = range(place.height - 8, 0, -ROW)
-    for column in COLUMNS:
+    for share in dict.fromkeys((column, *COLUMNS)):
         for row in rows:
-            x, y = place.x + round(place.width * column), place.y + row
+            x, y = place.x + round(place.width * share), place.y + row
             move(x, y, area_type)
             yield LOOK
             if wanted not in _under_mouse(region_type, area_type):
@@ -88,9 +93,11 @@ def find(wanted: str, region_type: str = "UI", area_type: str = "VIEW_3D") -> It
     raise NotFound(f"There is no button for {wanted}.")
 
 
-def push(wanted: str, region_type: str = "UI", area_type: str = "VIEW_3D") -> Iterator[float]:
+def push(
+    wanted: str, region_type: str = "UI", area_type: str = "VIEW_3D", column: float = COLUMNS[0]
+) -> Iterator[float]:
     """Finds a button and clicks it."""
-    yield from find(wanted, region_type, area_type)
+    yield from find(wanted, region_type, area_type, column)
     click()
     yield 0.2
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = {  # name: screenshot, left, top, right, bottom
-    "window_job": ("4_preview", 380, 30, 1156, 760),
-    "window_take": ("5_moves", 380, 30, 1156, 760),
-    "window_menu": ("6_context_menu", 200, 400, 680, 900),
-    "window_dialog": ("7_dialog", 20, 400, 500, 560),
+    "window_look": ("03_look", 872, 80, 1130, 560),
+    "window_job": ("06_preview", 380, 30, 1156, 760),
+    "window_take": ("07_moves", 380, 30, 1156, 760),
+    "window_menu": ("08_context_menu", 200, 400, 680, 900),
+    "window_dialog": ("09_dialog", 20, 400, 500, 560),
 }
 COLORS = 256
 

@@ -51,8 +51,8 @@ def as_pipeline(
             posterior_sample=False,
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
-            # Measured on seven hard clips (benchmarks/starter.py): two steps are as good as four, one blurs; guidance 1,
-            # 1.5 and 2 leave .93, .90 and .95 of the motion unexplained, and colours darken with it.
+            # Measured on seven hard clips (benchmarks/starter.py): two steps are as good as four, one blurs; guidance
+            # 1, 1.5 and 2 leave .93, .90 and .95 of the motion unexplained, and colours darken with it.
             sampler=SamplerSettings(steps=2, guidance_scale=1.5, freeinit_iterations=1, solver="ddim"),
             motions={name: words for name, words in motion_words().items() if name in settings.motions},
         ),

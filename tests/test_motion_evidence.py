@@ -100,4 +100,4 @@ def test_noisy_pixels_count_less() -> None:
     assert noise_of(rig, seen, *found, settings.clean) > 3
     follows = fit_rig(rig, seen, rest, RigFitSettings(clean=1.0), lambda: None)  # as if it were clean
     shake = [part[1].diff(n=2, dim=0).norm(dim=-1).mean() for part in (found, follows)]
-    assert shake[0] < 0.6 * shake[1]
+    assert shake[0] < 0.75 * shake[1]

@@ -35,7 +35,9 @@ class RigFitSettings:
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
     clean: float = 0.004  # median error of a clean video's pixels; where it is larger, they count less beside the rest
-    drift_from: float = 0.3  # stiffness from which on the views may drift: before, what moves would count as drift
+    drift_from: float = (
+        0.03  # stiffness from which on views may drift: earlier, parts that grow (pillars) count as drift
+    )
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
     prior: float = 1e-4  # to the rest pose; decides only what nothing else does
     max_per_frame: int = 3000  # correspondences; more add time, not accuracy
@@ -73,7 +75,7 @@ def fit_rig(
 def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, clean: float) -> float:
     """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest.
 
-    What the pixels of a bone have in common in a frame and view is no noise, but what the pose still misses.
+    What is affine over the pixels of a bone in a frame and view is no noise, but what the pose still misses.
     clean: their median error there, a length beside the object.
     """
     if not len(seen.frame):
@@ -84,9 +86,11 @@ def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tens
     views, bones = int(seen.view.max()) + 1, len(rig.centres)
     group = (seen.frame * views + seen.view) * bones + seen.bones[:, 0]
     size = (len(rotations) - 1) * views * bones
-    total = torch.zeros(size, 2).to(error).index_add_(0, group, error)
-    count = torch.zeros(size).to(error).index_add_(0, group, torch.ones_like(error[:, 0]))
-    error = error - (total / count.clamp_min(1)[:, None])[group]
+    rows = torch.cat([torch.ones_like(error[:, :1]), seen.rest - rig.centres[seen.bones[:, 0]]], dim=1)
+    matrix = (1e-4 * torch.eye(4)).to(rows).expand(size, 4, 4)
+    matrix = matrix.index_add(0, group, rows[:, :, None] * rows[:, None])
+    right = torch.zeros(size, 4, 2).to(rows).index_add_(0, group, rows[:, :, None] * error[:, None])
+    error = error - (rows[:, None] @ torch.linalg.solve(matrix, right)[group])[:, 0]
     return max(float(error.norm(dim=-1).median()) / clean, 1.0)
 
 

@@ -9,7 +9,7 @@ from backend.motion.bones import build_rig
 from backend.motion.correspondence import Correspondences, project
 from backend.motion.evidence import between, bridged, mismatch, rest_pose
 from backend.motion.graph import build_graph, nearest_owner
-from backend.motion.observations import observe
+from backend.motion.observations import observe, pixel_errors
 from backend.motion.rig_fit import RigFitSettings, fit_rig, noise_of
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.view_drift import estimate_drift, no_drift, take_off_drift
@@ -81,7 +81,11 @@ def test_what_one_view_does_alone_is_its_drift() -> None:
     middle = found[2].numpy()  # the third of five, 0.6 of the way; smooth in time
     assert np.abs(middle - 0.6 * DRIFT).max() < 0.006
     steady = take_off_drift(seen, found)
-    assert noise_of(rig, steady, *raised, 1e-4) < 0.4 * noise_of(rig, seen, *raised, 1e-4)
+    left, all_of_it = (
+        pixel_errors(rig, what, raised[0][1:], raised[1][1:])[0].norm(dim=-1).mean() for what in (steady, seen)
+    )
+    assert left < 0.4 * all_of_it
+    assert noise_of(rig, seen, *raised, 1e-3) < 1.5  # what a whole bone has in common is no noise
 
 
 def test_a_fit_of_drifting_views_keeps_the_shape() -> None:
@@ -100,4 +104,4 @@ def test_noisy_pixels_count_less() -> None:
     assert noise_of(rig, seen, *found, settings.clean) > 3
     follows = fit_rig(rig, seen, rest, RigFitSettings(clean=1.0), lambda: None)  # as if it were clean
     shake = [part[1].diff(n=2, dim=0).norm(dim=-1).mean() for part in (found, follows)]
-    assert shake[0] < 0.6 * shake[1]
+    assert shake[0] < 0.75 * shake[1]

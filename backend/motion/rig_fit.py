@@ -35,7 +35,9 @@ class RigFitSettings:
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
     clean: float = 0.004  # median error of a clean video's pixels; where it is larger, they count less beside the rest
-    drift_from: float = 0.3  # stiffness from which on the views may drift: before, what moves would count as drift
+    drift_from: float = (
+        0.03  # stiffness from which on views may drift: earlier, parts that grow (pillars) count as drift
+    )
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
     prior: float = 1e-4  # to the rest pose; decides only what nothing else does
     max_per_frame: int = 3000  # correspondences; more add time, not accuracy
@@ -61,7 +63,7 @@ def fit_rig(
             system = NormalEquations(rig, rotations, translations)
             system.add_pixels(steady, robust)
             system.add_links(stiff, min(stiff, settings.loose))
-            system.add_time(settings.temporal * noise)
+            system.add_time(settings.temporal * noise**0.5)  # in full it would take fast motion away
             system.add_prior(settings.prior)
             turn, shift = system.solve()
             rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
@@ -73,6 +75,7 @@ def fit_rig(
 def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tensor, clean: float) -> float:
     """How much farther off the pixels are than those of a clean video: by so much less they tell beside the rest.
 
+    What is affine over the pixels of a bone in a frame and view is no noise, but what the pose still misses.
     clean: their median error there, a length beside the object.
     """
     if not len(seen.frame):
@@ -80,6 +83,14 @@ def noise_of(rig: Rig, seen: Observations, rotations: Tensor, translations: Tens
     error = pixel_errors(rig, seen, rotations[1:], translations[1:])[0]
     if seen.information is not None:
         error = (seen.information @ error[..., None])[..., 0]
+    views, bones = int(seen.view.max()) + 1, len(rig.centres)
+    group = (seen.frame * views + seen.view) * bones + seen.bones[:, 0]
+    size = (len(rotations) - 1) * views * bones
+    rows = torch.cat([torch.ones_like(error[:, :1]), seen.rest - rig.centres[seen.bones[:, 0]]], dim=1)
+    matrix = (1e-4 * torch.eye(4)).to(rows).expand(size, 4, 4)
+    matrix = matrix.index_add(0, group, rows[:, :, None] * rows[:, None])
+    right = torch.zeros(size, 4, 2).to(rows).index_add_(0, group, rows[:, :, None] * error[:, None])
+    error = error - (rows[:, None] @ torch.linalg.solve(matrix, right)[group])[:, 0]
     return max(float(error.norm(dim=-1).median()) / clean, 1.0)
 
 

@@ -207,7 +207,7 @@ class Tracker:
             loose = min(level.stiffness, options.loose)
             if since is None:
                 system.add_links(level.stiffness * noise, loose * noise, yields=options.yields)
-                system.add_time(options.temporal * noise)
+                system.add_time(options.temporal * noise**0.5)
             else:
                 system.add_links(options.rest, options.rest)
                 system.add_links(level.stiffness, loose, since)

@@ -123,7 +123,7 @@ def _few_threads() -> dict[str, str]:
 
 def _run_part(part: Part, report: Path, until: float, log: TextIO, options: argparse.Namespace) -> dict:
     """How the part ended: well | with an error | out of time | left out."""
-    left, site = until - time.monotonic(), options.gsplat
+    left, site = until - time.monotonic(), options.gsplat and options.gsplat.resolve()
     environment = dict(os.environ)
     if part.gsplat:
         if site is None or not (site / FINISHED).exists():

@@ -168,9 +168,7 @@ def test_the_backend_is_killed(queue, tiny_weights):
 
 def test_an_idle_backend_is_let_go(tmp_path, tiny_weights):
     warm = [60.0]
-    queue = job_queue.JobQueue(
-        tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD, warm_seconds=lambda: warm[0]
-    )
+    queue = job_queue.JobQueue(tmp_path / "jobs", lambda: PYTHON, lambda job: CHILD, warm_seconds=lambda: warm[0])
     queue.add(new_job(queue.root, str(tiny_weights)))
     run(queue, lambda: not queue.is_busy)
     queue.tick()

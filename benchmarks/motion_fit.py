@@ -74,7 +74,11 @@ def main() -> int:
 
 
 def _write_report(options: argparse.Namespace, settings: FitSettings, device: torch.device, rows: list[dict]) -> None:
-    kept = {key: str(value) for key, value in vars(options).items() if key not in ("assets", "save", "videos")}
+    kept = {
+        key: str(value)
+        for key, value in vars(options).items()
+        if key not in ("assets", "report", "save", "sheets", "videos")
+    }
     content = {
         "options": kept,
         "settings": asdict(settings),

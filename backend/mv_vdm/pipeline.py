@@ -136,12 +136,14 @@ class MVVDM:
             network = getattr(self, name)
             write_tensors(folder / name, network.state_dict())
             if isinstance(network, MVVDMUNet | AutoencoderKL):
-                network.save_config(folder / name)
+                config = json.loads(network.to_json_string())
+                config.pop("_name_or_path", None)  # the folder that it was once read from
+                _write_json(folder / name / "config.json", config)
             else:
                 network.config.to_json_file(folder / name / "config.json")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.scheduler.save_config(folder / "scheduler")
-        _write_info(folder / "model.json", self.info)
+        _write_json(folder / "model.json", asdict(self.info))
         write_manifest(folder)
 
     @torch.no_grad()
@@ -324,5 +326,5 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _write_info(path: Path, info: ModelInfo) -> None:
-    path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

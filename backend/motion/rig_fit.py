@@ -35,9 +35,7 @@ class RigFitSettings:
     robust: tuple[float, ...] = (0.4, 0.3, 0.2, 0.12, 0.08, 0.06)  # width of the robust error at each stiffness
     steps: int = 3  # Gauss-Newton steps at each stiffness
     clean: float = 0.004  # median error of a clean video's pixels; where it is larger, they count less beside the rest
-    drift_from: float = (
-        0.03  # stiffness from which on views may drift: earlier, parts that grow (pillars) count as drift
-    )
+    drift_from: float = 0.03  # stiffness from which on views may drift: earlier, parts that grow count as drift
     temporal: float = 0.03  # pulls each bone to the mean of its neighbours in time: against jitter
     prior: float = 1e-4  # to the rest pose; decides only what nothing else does
     max_per_frame: int = 3000  # correspondences; more add time, not accuracy

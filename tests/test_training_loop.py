@@ -165,6 +165,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     assert share_of_batch(6, process=1, processes=3) == slice(2, 4)
     with pytest.raises(UserError, match="evenly among 2 processes"):
         share_of_batch(3, process=0, processes=2)
+    with pytest.raises(UserError, match="at least one clip"):
+        share_of_batch(0, process=0, processes=1)
 
 
 def test_a_finished_model_is_taken_over_word_by_word(

@@ -1,11 +1,14 @@
 """A session on a lent machine: it ends in time, several add up, and what it leaves can be used and taken elsewhere."""
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -18,8 +21,22 @@ from backend.training.latents import LatentStore
 from backend.training.prefetch import Prefetcher
 from backend.training.session import DELIVERY, SessionSettings, deliver, run_session
 from backend.training.starter import StarterSettings, quick
+from backend.training.train import main as train
 from backend.training.video import STATE
 
+ROOT = Path(__file__).resolve().parent.parent
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+if __name__ == "__main__":
+    from test_training_session import Prefetcher, tiny_store
+    ahead = Prefetcher(tiny_store(Path({folder!r})), workers=1, wanted=10**6)
+    ahead.__enter__()
+    ahead.wait_for(0)
+    print(ahead.process.pid, flush=True)
+    time.sleep(600)
+"""
 TINY = quick(StarterSettings())
 SESSION = SessionSettings(minutes=0.0, reserve=0.0, steps=3, workers=1, ahead=4)
 
@@ -65,6 +82,8 @@ def test_sessions_add_up_here_and_elsewhere(tmp_path: Path) -> None:
     assert steps[-1] == "step=3"
     model = MVVDM.from_pretrained(elsewhere / DELIVERY / "weights")
     assert list(model.info.motions) == ["bounce", "sway"]
+    delivered = (elsewhere / DELIVERY / "weights").rglob("*.json")
+    assert not [path for path in delivered if str(tmp_path) in path.read_text()]  # names no folder of this machine
     deliver(elsewhere, settings, replace(SESSION, most_mb=0.5))  # too little for the optimiser
     assert not (elsewhere / DELIVERY / "run" / STATE).exists() and (elsewhere / DELIVERY / "weights" / "unet").exists()
 
@@ -72,3 +91,24 @@ def test_sessions_add_up_here_and_elsewhere(tmp_path: Path) -> None:
 def test_nothing_to_begin_with_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no codec"):
         run_session(tmp_path / "run", TINY, SESSION, start=tmp_path)
+
+
+def test_a_killed_run_leaves_no_process_that_draws_clips(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(KILLED.format(root=str(ROOT), folder=str(tmp_path / "clips")))
+    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    maker = psutil.Process(int(run.stdout.readline()))
+    workers = maker.children(recursive=True)
+    run.kill()
+    run.wait()
+    gone, left = psutil.wait_procs([maker, *workers], timeout=300)
+    assert maker in gone and not left
+
+
+@pytest.mark.parametrize("command", [["export", "--to", "weights"], ["video", "--steps", "3"]])
+def test_a_folder_without_a_run_or_a_codec_is_a_sentence(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train([*command, "--out", str(tmp_path / "nothing")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("There is no") and "Traceback" not in error

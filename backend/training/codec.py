@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from backend.device import multiplies_bfloat16
+from backend.protocol import UserError
 from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip, shuffled_code
 from backend.training.loop import RunLog, cosine_rate, load_state, save_state
 
@@ -108,7 +109,11 @@ def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL
     A fresh run in a folder that has a `vae` begins with that one.
     """
     torch.manual_seed(settings.seed)
-    codec = AutoencoderKL.from_pretrained(out / "vae") if (out / "vae").exists() else build_codec(settings)
+    codec = (
+        AutoencoderKL.from_pretrained(out / "vae", local_files_only=True)
+        if (out / "vae").exists()
+        else build_codec(settings)
+    )
     codec.train()
     optimizer = torch.optim.AdamW(codec.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     state = load_state(out / STATE, codec, [optimizer])
@@ -134,6 +139,15 @@ def train_codec(out: Path, steps: int, settings: CodecSettings) -> AutoencoderKL
     codec.save_pretrained(out / "vae")
     log.write(step=state.step, held_out_psnr=codec_psnr(codec, settings))
     return codec
+
+
+def run_codec(run: Path) -> AutoencoderKL:
+    """The codec that a run began with, to encode and decode. Raises `UserError` where there is none."""
+    if not (run / "vae" / "config.json").is_file():
+        raise UserError(
+            f"There is no codec in “{run}”.", "Train one: python -m backend train codec --out with this folder."
+        )
+    return AutoencoderKL.from_pretrained(run / "vae", local_files_only=True).eval()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from backend.mv_vdm.pipeline import MVVDM, ModelInfo
 from backend.mv_vdm.sampling import SamplerSettings
 from backend.training.captions import motion_words
+from backend.training.codec import run_codec
 from backend.training.loop import Average, build_optimizers, load_state
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler, read_settings
 from backend.training.video import STATE, run_tokenizer
@@ -19,7 +20,7 @@ from backend.training.video import STATE, run_tokenizer
 
 def load_run(run: Path, settings: StarterSettings) -> MVVDM:
     """The averaged weights of a run, finished or not, as a pipeline that takes prompts for `settings.motions`."""
-    codec = AutoencoderKL.from_pretrained(run / "vae").eval()
+    codec = run_codec(run)
     tokenizer = run_tokenizer(run)
     model = StarterModel(settings, codec.config.latent_channels, tokenizer.get_vocab())
     average = Average(model, settings.average_decay)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
 import time
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -66,13 +65,13 @@ class Prefetcher:
 
 def _make_shards(store: LatentStore, workers: int, wanted: Synchronized, stopping: Event) -> None:
     """What the process does until it is told to stop, or the run is gone."""
-    run = os.getppid()
+    run = multiprocessing.parent_process()
     store.codec.to(store.device)
     pool = ProcessPoolExecutor(workers, CONTEXT, _begin, (store.without_networks(),))
     drawn: deque[tuple[int, Future]] = deque()
     following = 0
     try:
-        while not stopping.is_set() and os.getppid() == run:
+        while not stopping.is_set() and run.is_alive():
             while following < wanted.value and len(drawn) < 2 * workers:
                 if not store.path(following).exists():
                     drawn.append((following, pool.submit(_draw, following)))

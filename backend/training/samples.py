@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from backend.protocol import condition_cameras
 from backend.training.charts import grid
 from backend.training.clips import HELD_OUT_SEED, make_clip, render_clip, straight
+from backend.training.codec import run_codec
 from backend.training.export import as_pipeline
 from backend.training.loop import RunLog
 from backend.training.starter import StarterModel, StarterSettings
@@ -28,7 +28,7 @@ def sampler_of(run: Path, settings: StarterSettings, shown: int = SHOWN) -> Call
 
     @torch.no_grad()
     def show(step: int, model: StarterModel, log: RunLog) -> None:
-        codec = AutoencoderKL.from_pretrained(run / "vae").eval().to(next(model.parameters()).device)
+        codec = run_codec(run).to(next(model.parameters()).device)
         pipeline = as_pipeline(model, codec, run_tokenizer(run), settings)
         clips = []
         for index, motion in enumerate(motions):

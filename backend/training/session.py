@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from backend.mv_vdm.checkpoints import read_tensors
 from backend.protocol import UserError, write_json
+from backend.training.codec import run_codec
 from backend.training.export import load_run
 from backend.training.latents import LatentStore
 from backend.training.loop import RunLog
@@ -72,7 +73,7 @@ def run_session(
     if codec_only or (out / STATE).exists():
         weights = None  # the state knows better
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    codec = AutoencoderKL.from_pretrained(out / "vae").eval().to(device)
+    codec = run_codec(out).to(device)
     store = LatentStore(
         out / "clips", codec, run_tokenizer(out), settings.size, settings.frames, settings.motions,
         shard_clips=settings.shard_clips,

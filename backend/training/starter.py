@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from backend.mv_vdm.cameras import camera_vectors
 from backend.mv_vdm.unet import MVVDMUNet
-from backend.protocol import condition_cameras, write_json
+from backend.protocol import UserError, condition_cameras, write_json
 from backend.training.captions import MAX_TOKENS
 from backend.training.motions import MOTIONS
 
@@ -159,7 +159,9 @@ def write_settings(run: Path, settings: StarterSettings) -> None:
 
 
 def read_settings(run: Path) -> StarterSettings:
-    """Those that a run was trained with."""
+    """Those that a run was trained with. Raises `UserError` where there is no run."""
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"There is no training run in “{run}”.", "Give --out the folder of one.")
     values = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
     return StarterSettings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from diffusers import AutoencoderKL
 from transformers import PreTrainedTokenizerFast
 
 from backend.device import multiplies_bfloat16
@@ -29,6 +28,7 @@ from backend.mv_vdm.pipeline import MVVDM
 from backend.protocol import UserError
 from backend.training.captions import build_tokenizer
 from backend.training.clips import HELD_OUT_SEED, Clip, rendered_clips
+from backend.training.codec import run_codec
 from backend.training.graphs import Gradients
 from backend.training.latents import LatentStore
 from backend.training.loop import Average, RunLog, SaveClock, build_optimizers, cosine_rate, load_state, save_state
@@ -90,6 +90,8 @@ def whole_batch(settings: StarterSettings) -> int:
 
 def share_of_batch(batch: int, process: int, processes: int) -> slice:
     """The clips of each batch that one process of several takes."""
+    if batch < 1:
+        raise UserError("A batch needs at least one clip.", "Give a larger --batch.")
     if batch % processes:
         raise UserError(
             f"A batch of {batch} clips can't be shared out evenly among {processes} processes.",
@@ -116,7 +118,7 @@ class VideoRun:
         self.out, self.settings, self.accelerator, self.show = out, settings, accelerator, show
         self.steps, self.seconds = steps, seconds
         torch.manual_seed(settings.seed)
-        self.codec = AutoencoderKL.from_pretrained(out / "vae").eval().to(accelerator.device)
+        self.codec = run_codec(out).to(accelerator.device)
         self.tokenizer = run_tokenizer(out, [clip.caption for clip in clips], accelerator)
         self.scheduler = build_scheduler()
         self.levels = self.scheduler.config.num_train_timesteps

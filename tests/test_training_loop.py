@@ -22,6 +22,7 @@ from backend.training.codec import CodecSettings, build_codec, codec_loss, pictu
 from backend.training.export import load_run
 from backend.training.latents import LatentStore, on_grey
 from backend.training.loop import cosine_rate
+from backend.training.muon import StackedMuon
 from backend.training.objective import draw_noise, training_loss
 from backend.training.shards import RenderedClip, ShardWriter
 from backend.training.starter import StarterModel, StarterSettings, build_scheduler, quick
@@ -217,6 +218,23 @@ def test_the_other_prompt_of_a_clip_is_another_motion(store: LatentStore) -> Non
     assert (batch["empty"] == store.tokenizer.pad_token_id).sum() > (
         batch["tokens"] == store.tokenizer.pad_token_id
     ).sum()
+
+
+def test_matrices_turned_together_take_the_steps_of_each_alone() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((24, 16), (24, 16), (8, 20), (24, 16))]
+    alone, together = ([torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = torch.optim.Muon(alone, **settings), StackedMuon(together, **settings)
+    for _ in range(3):
+        for parameters, optimizer in zip((alone, together), optimizers, strict=True):
+            for parameter, target in zip(parameters, start, strict=True):
+                parameter.grad = (parameter.detach() + 1.0).tanh() * target
+            optimizer.step()
+    for one, other, before in zip(alone, together, start, strict=True):
+        moved = (one - before).norm()
+        assert moved > 0.05
+        assert (one - other).norm() < 0.02 * moved  # the iteration is in bfloat16
 
 
 def test_the_rate_warms_up_and_ends_at_zero() -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tensorboardX import SummaryWriter
 
 from backend.training.charts import curves, save_png, stack
+from backend.training.muon import StackedMuon
 
 
 @dataclass
@@ -44,7 +45,7 @@ def build_optimizers(model: torch.nn.Module, rate: float) -> tuple[torch.optim.O
     }
     others = [parameter for name, parameter in model.named_parameters() if name not in matrices]
     return (
-        torch.optim.Muon(matrices.values(), lr=rate, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(matrices.values(), lr=rate, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True),
     )
 

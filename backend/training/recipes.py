@@ -55,6 +55,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
                         "whichever is there")  # fmt: skip
     parser.add_argument("--batch", type=int, help="clips a step; the model's own by default")
     parser.add_argument("--rate", type=float, help="learning rate at its peak; the model's own by default")
+    parser.add_argument("--seed", type=int, help="another one trains on other clips")
     parser.add_argument(
         "--motions", nargs="+", choices=MOTIONS, default=tuple(MOTIONS), metavar="MOTION", help="what to teach"
     )
@@ -64,7 +65,12 @@ def settings_of(options: argparse.Namespace) -> StarterSettings:
     settings = StarterSettings()
     if options.model == "small" or (options.model is None and not torch.cuda.is_available()):
         settings = for_cpu(settings)
-    own = {"batch": options.batch, "learning_rate": options.rate, "motions": tuple(options.motions)}
+    own = {
+        "batch": options.batch,
+        "learning_rate": options.rate,
+        "seed": options.seed,
+        "motions": tuple(options.motions),
+    }
     return replace(settings, **{name: value for name, value in own.items() if value is not None})
 
 

@@ -29,7 +29,7 @@ from backend.training.latents import LatentStore
 from backend.training.loop import RunLog
 from backend.training.prefetch import Prefetcher
 from backend.training.samples import sampler_of
-from backend.training.starter import StarterModel, StarterSettings
+from backend.training.starter import StarterModel, StarterSettings, first_clip
 from backend.training.video import STATE, run_tokenizer, train_video
 
 DELIVERY, WEIGHTS, RUN = "delivery", "weights", "run"
@@ -76,7 +76,7 @@ def run_session(
     codec = run_codec(out).to(device)
     store = LatentStore(
         out / "clips", codec, run_tokenizer(out), settings.size, settings.frames, settings.motions,
-        shard_clips=settings.shard_clips,
+        first_clip(settings), shard_clips=settings.shard_clips,
     )  # fmt: skip
     draw, (steps, seconds) = sampler_of(out, settings), _done(out)
 

@@ -21,6 +21,7 @@ from backend.training.captions import MAX_TOKENS
 from backend.training.motions import MOTIONS
 
 VIEWS = 4
+CLIPS_OF_A_SEED = 1_000_000
 SETTINGS = "settings.json"
 
 
@@ -52,7 +53,7 @@ class StarterSettings:
     log_steps: int = 50
     save_seconds: float = 180.0
     measure_steps: int = 1000
-    seed: int = 0
+    seed: int = 0  # another one draws other clips too: for a run that goes on from finished weights
 
 
 class StarterModel(torch.nn.Module):
@@ -152,6 +153,11 @@ def for_cpu(settings: StarterSettings) -> StarterSettings:
     """The same recipe for an hour or two of a CPU: many cheap steps beat a big model and a big batch there."""
     small = {"size": 64, "width": (64, 96), "text_width": 96, "shards_in_use": 60, "learning_rate": 1.2e-3}
     return replace(settings, **small, batch=2, whole_share=1.0, repeats=8, measure_steps=600)
+
+
+def first_clip(settings: StarterSettings) -> int:
+    """The seed of a run's first clip."""
+    return settings.seed * CLIPS_OF_A_SEED
 
 
 def write_settings(run: Path, settings: StarterSettings) -> None:

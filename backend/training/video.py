@@ -33,7 +33,7 @@ from backend.training.graphs import Gradients
 from backend.training.latents import LatentStore
 from backend.training.loop import Average, RunLog, SaveClock, build_optimizers, cosine_rate, load_state, save_state
 from backend.training.objective import Batch, Draw, draw_frames, draw_noise, pure_noise_error, training_loss
-from backend.training.starter import StarterModel, StarterSettings, build_scheduler, write_settings
+from backend.training.starter import StarterModel, StarterSettings, build_scheduler, first_clip, write_settings
 
 HELD_OUT_BATCH = 4
 STATE = "video.state.safetensors"
@@ -72,7 +72,9 @@ def train_video(
         share_of_batch(batch, accelerator.process_index, accelerator.num_processes)
     clips = rendered_clips(rendered) if rendered else []
     run = VideoRun(out, steps, settings, start, clips, accelerator, show, seconds)
-    store = run.store(rendered=clips, rendered_share=settings.rendered_share, obtain=obtain)
+    store = run.store(
+        first_seed=first_clip(settings), rendered=clips, rendered_share=settings.rendered_share, obtain=obtain
+    )
     while run.progress() < 1.0:
         run.train_on(*run.draw(store))
         ending = run.agreed(time.monotonic() > until, until)

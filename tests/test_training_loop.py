@@ -188,7 +188,9 @@ def test_a_finished_model_is_taken_over_word_by_word(
 
 def test_encoded_clips_are_kept_on_disk(store: LatentStore) -> None:
     first = store.all(1, 2)[0]
-    again = LatentStore(store.folder, store.codec, store.tokenizer, store.size, store.frames, shard_clips=2)
+    again = LatentStore(
+        store.folder, store.codec, store.tokenizer, store.source.size, store.source.frames, shard_clips=2
+    )
     again.codec = None  # would fail if a clip had to be made again
     torch.testing.assert_close(again.all(1, 2)[0]["latents"], first["latents"])
 

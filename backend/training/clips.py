@@ -42,6 +42,33 @@ def make_clip(seed: int, frames: int, motions: Sequence[str] = tuple(MOTIONS), u
     return Clip(rest, faces, animate(motion, rest, frames, strength, timing), motion, strength, timing, said)
 
 
+@dataclass(frozen=True)
+class ClipSource:
+    """Which clips the shards of a run are made of. Needs no networks: other processes draw with it."""
+
+    size: int  # pixels
+    frames: int
+    shard_clips: int  # clips of each shard
+    motions: tuple[str, ...] = tuple(MOTIONS)
+    first_seed: int = 0
+    balanced: bool = False  # the motions in turn instead of drawn ones
+    rendered: tuple[Clip, ...] = ()
+    rendered_share: float = 0.0  # of the clips, where there are rendered ones
+
+    def pictures(self, shard: int) -> list[tuple[np.ndarray, str, str]]:
+        """Pictures [4, F, size, size, 4] uint8, premultiplied, caption and motion of each clip of a shard."""
+        first = self.first_seed + shard * self.shard_clips
+        clips = [self._clip(seed) for seed in range(first, first + self.shard_clips)]
+        return [(render_clip(clip, self.size), clip.caption, clip.motion) for clip in clips]
+
+    def _clip(self, seed: int) -> Clip:
+        rng = np.random.default_rng((seed, 1))
+        if self.rendered and rng.random() < self.rendered_share:
+            return self.rendered[rng.integers(len(self.rendered))]
+        turn = (seed - self.first_seed) % len(self.motions)
+        return make_clip(seed, self.frames, self.motions[turn : turn + 1] if self.balanced else self.motions)
+
+
 def rendered_clips(folder: Path) -> list[Clip]:
     """The clips of a folder of shards (tools/render_dataset.py), each once however many rigs saw it."""
     found = {clip.key.rpartition("-")[0]: clip for clip in read_shards(folder, pictures=False)}

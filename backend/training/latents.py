@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from backend.device import multiplies_bfloat16
 from backend.training.captions import MAX_TOKENS
-from backend.training.clips import Clip, make_clip, render_clip
+from backend.training.clips import Clip, ClipSource
 from backend.training.codec import to_model_range
 from backend.training.motions import MOTIONS
 
@@ -49,9 +48,10 @@ class LatentStore:
         """
         self.folder, self.codec, self.tokenizer = folder, codec, tokenizer
         self.device, self.shards_in_use, self.obtain = codec.device, shards_in_use, obtain
-        self.size, self.frames, self.first_seed = size, frames, first_seed
-        self.motions, self.balanced, self.shard_clips = tuple(motions), balanced, shard_clips
-        self.rendered, self.rendered_share = rendered, rendered_share
+        self.source = ClipSource(
+            size, frames, shard_clips, tuple(motions), first_seed, balanced, tuple(rendered), rendered_share
+        )
+        self.shard_clips = shard_clips
         self.shards: dict[int, dict[str, torch.Tensor]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -63,7 +63,7 @@ class LatentStore:
         return self.shards[index]
 
     def make(self, index: int) -> None:
-        self.write(index, self.encode(self.pictures(index)))
+        self.write(index, self.encode(self.source.pictures(index)))
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
@@ -75,12 +75,6 @@ class LatentStore:
         part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         save_file(tensors, part)
         os.replace(part, path)
-
-    def without_networks(self) -> LatentStore:
-        """What another process needs to draw clips: `pictures`."""
-        bare = copy.copy(self)
-        bare.codec, bare.tokenizer, bare.shards = None, None, {}
-        return bare
 
     def reached(self, clips: int, repeats: int) -> int:
         """How many shards are in use once so many clips were drawn."""
@@ -116,15 +110,9 @@ class LatentStore:
         batch["empty"] = self._tokens([""]).to(self.device).expand(len(places), -1)
         return batch
 
-    def pictures(self, index: int) -> list[tuple[np.ndarray, str, str]]:
-        """What a shard is made of: pictures [4, F, H, W, 4] uint8, premultiplied, caption, motion. Needs no codec."""
-        first = self.first_seed + index * self.shard_clips
-        clips = [self._clip(seed) for seed in range(first, first + self.shard_clips)]
-        return [(render_clip(clip, self.size), clip.caption, clip.motion) for clip in clips]
-
     @torch.no_grad()
     def encode(self, clips: list[tuple[np.ndarray, str, str]]) -> dict[str, torch.Tensor]:
-        """The tensors of a shard."""
+        """The tensors of a shard, from what `ClipSource.pictures` gives."""
         pictures = [torch.from_numpy(clip) for clip, _, _ in clips]
         together = (pictures[i : i + ENCODED_AT_ONCE] for i in range(0, len(pictures), ENCODED_AT_ONCE))
         motions = [motion for _, _, motion in clips]
@@ -146,13 +134,6 @@ class LatentStore:
             encoded = self.codec.encode(pixels).latent_dist.mode().float()
         encoded = encoded.unflatten(0, pictures.shape[:3]).movedim(2, 3)
         return (encoded * self.codec.config.scaling_factor).half().cpu()
-
-    def _clip(self, seed: int) -> Clip:
-        rng = np.random.default_rng((seed, 1))
-        if self.rendered and rng.random() < self.rendered_share:
-            return self.rendered[rng.integers(len(self.rendered))]
-        turn = (seed - self.first_seed) % len(self.motions)
-        return make_clip(seed, self.frames, self.motions[turn : turn + 1] if self.balanced else self.motions)
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         return self.tokenizer(

@@ -13,12 +13,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from backend.training.latents import LatentStore
+from backend.training.clips import ClipSource
+
+if TYPE_CHECKING:  # the processes that draw need no networks, and loading torch in each would take longer than drawing
+    from backend.training.latents import LatentStore
 
 CONTEXT = multiprocessing.get_context("spawn")  # a forked process must not use the GPU's libraries that are loaded here
 AT_LEAST = 4  # shards that a run wants at its first step
-_store: LatentStore | None = None  # of a worker process
+_source: ClipSource | None = None  # of a worker process
 
 
 class Prefetcher:
@@ -67,7 +71,7 @@ def _make_shards(store: LatentStore, workers: int, wanted: Synchronized, stoppin
     """What the process does until it is told to stop, or the run is gone."""
     run = multiprocessing.parent_process()
     store.codec.to(store.device)
-    pool = ProcessPoolExecutor(workers, CONTEXT, _begin, (store.without_networks(),))
+    pool = ProcessPoolExecutor(workers, CONTEXT, _begin, (store.source,))
     drawn: deque[tuple[int, Future]] = deque()
     following = 0
     try:
@@ -85,10 +89,10 @@ def _make_shards(store: LatentStore, workers: int, wanted: Synchronized, stoppin
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(store: LatentStore) -> None:
-    global _store
-    _store = store
+def _begin(source: ClipSource) -> None:
+    global _source
+    _source = source
 
 
 def _draw(index: int) -> list:
-    return _store.pictures(index)
+    return _source.pictures(index)

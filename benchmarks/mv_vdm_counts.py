@@ -230,12 +230,12 @@ def count_memory_gb(size: Size, mode: MemoryMode, guided: bool, dtype: torch.dty
 @contextmanager
 def _fake_tensors() -> Iterator[None]:
     """Tensors without memory. The tables that the layers remember must not be fake ones afterwards."""
-    positions.cached_sine_table_2d.cache_clear()
+    positions.remembered.cache_clear()
     try:
         with FakeTensorMode(), torch.device("cpu"):
             yield
     finally:
-        positions.cached_sine_table_2d.cache_clear()
+        positions.remembered.cache_clear()
 
 
 def _in_type(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:

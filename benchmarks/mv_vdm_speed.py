@@ -186,7 +186,7 @@ def random_model(size: Size, device: torch.device, execution: Execution) -> MVVD
             parked = execution.mode.park_unused
             execution.place(networks[name], "cpu" if parked else device, is_vae=name == "vae")
     if execution.compile:
-        networks["unet"].compile(dynamic=False)
+        networks["unet"].compile_layers()
     info = ModelInfo(num_frames=size.frames, resolution=size.resolution)
     return MVVDM(
         **networks,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from backend.mv_vdm import unet as unet_code
 from backend.mv_vdm.attention import Layout, SpatioTemporalProcessor, TextAndImageProcessor
+from backend.mv_vdm.layers import LayerFunctions, run_motion_module, run_spatial_transformer
 from backend.mv_vdm.positions import sine_table_2d
-from backend.mv_vdm.unet import MVVDMUNet, run_motion_module, run_spatial_transformer
+from backend.mv_vdm.unet import MVVDMUNet
 
 UNET_LIMIT = 1e-5  # relative L2, float32 on the CPU
 ROUNDING = 2.0**-25  # what writing numbers as float32 costs: the least floor of a table
@@ -242,8 +242,8 @@ def traced_forward(network: MVVDMUNet, inputs: dict[str, Tensor], views: int) ->
     with ExitStack() as stack:
         for module in names:
             stack.callback(module.register_forward_hook(listen).remove)
-        for name in ("run_resnet", "run_spatial_transformer", "run_motion_module"):
-            stack.enter_context(patch.object(unet_code, name, listening(getattr(unet_code, name))))
+        heard = LayerFunctions(*map(listening, astuple(network.functions)))
+        stack.enter_context(patch.object(network, "functions", heard))
         return forward(network, inputs, views), seen
 
 

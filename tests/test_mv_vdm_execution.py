@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from backend import jobs
 from backend.mv_vdm.execution import (
@@ -23,9 +27,10 @@ from backend.mv_vdm.execution import (
     next_smaller,
     pick_mode,
 )
+from backend.mv_vdm.layers import upsample
 from backend.mv_vdm.pipeline import MVVDM
 from backend.mv_vdm.sampling import Conditions, Denoiser, SamplerSettings
-from backend.mv_vdm.unet import MVVDMUNet, upsample
+from backend.mv_vdm.unet import MVVDMUNet
 from backend.protocol import condition_cameras
 from benchmarks.mv_vdm_counts import FULL, count_flops, count_memory_gb, count_reference_flops
 
@@ -41,6 +46,9 @@ TINY = {
     "motion_num_attention_heads": 2,
     "image_embed_dim": 8,
 }
+
+
+LAYERS = (ResnetBlock2D, Transformer2DModel, AnimateDiffTransformer3D)
 
 
 def tiny_unet(**fields) -> MVVDMUNet:
@@ -197,12 +205,23 @@ def test_a_guided_step_does_less_than_the_reference():
 
 
 @torch.no_grad()
-def test_the_network_compiles_in_one_piece():
+def test_the_layers_compile_in_one_piece_and_only_once_for_each_shape():
     """Traced by torch's compiler without a break; what the C++ compiler makes of it is torch's affair."""
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return aot_eager(graph, inputs)
+
     unet = tiny_unet()
     wanted = unet(**tiny_inputs(texts=2))
-    compiled = torch.compile(unet, fullgraph=True, dynamic=False, backend="aot_eager")
-    assert relative(compiled(**tiny_inputs(texts=2)), wanted) < 1e-5
+    unet.compile_layers(fullgraph=True, backend=backend)
+    assert relative(unet(**tiny_inputs(texts=2)), wanted) < 1e-5
+    kinds = len(traced)
+    layers = sum(isinstance(module, LAYERS) for module in unet.modules())
+    assert kinds < layers
+    unet(**tiny_inputs(texts=2))
+    assert len(traced) == kinds
     torch._dynamo.reset()
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from backend.mv_vdm.attention import Layout, MultiViewI2VProcessor
 from backend.mv_vdm.cameras import camera_vectors
+from backend.mv_vdm.layers import run_motion_module, run_spatial_transformer
 from backend.mv_vdm.positions import cell_codes, sine_table_2d
-from backend.mv_vdm.unet import MVVDMUNet, run_motion_module, run_spatial_transformer
+from backend.mv_vdm.unet import MVVDMUNet
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "reference" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference implementation's outputs are not here")

@@ -175,11 +175,11 @@ def test_a_broken_set_is_told_in_a_sentence(unet_set, damage, told, capsys):
 def test_a_broken_formula_fails(unet_set, monkeypatch):
     columns_first = lambda height, width, channels: sine_table_2d(height, width, channels).roll(channels // 2, 1)  # noqa: E731
     monkeypatch.setattr(positions, "sine_table_2d", columns_first)
-    positions.cached_sine_table_2d.cache_clear()
+    positions.remembered.cache_clear()
     try:
         assert main(["--unet-set", str(unet_set)]) == 1
     finally:
-        positions.cached_sine_table_2d.cache_clear()
+        positions.remembered.cache_clear()
 
 
 def test_shapes_that_only_broadcast_do_not_count_as_equal():

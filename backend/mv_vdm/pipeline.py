@@ -116,7 +116,7 @@ class MVVDM:
             parked = name != "unet" and execution.mode.park_unused
             execution.place(network.eval().requires_grad_(False), "cpu" if parked else device, is_vae=name == "vae")
         if execution.compile:
-            networks["unet"].compile(dynamic=False)
+            networks["unet"].compile_layers()
         return cls(**networks, tokenizer=tokenizer, scheduler=scheduler, info=info, mode=execution.mode)
 
     def _fetch(self, name: str) -> nn.Module:

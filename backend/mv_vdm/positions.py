@@ -6,6 +6,7 @@ in the weight files and is computed. The third, ``cell_codes``, is only used wit
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -61,19 +62,24 @@ def cell_codes(num_views: int, height: int, width: int, channels: int) -> torch.
     return codes.flatten(0, 2) / math.sqrt(3 * harmonics)
 
 
-@lru_cache(maxsize=64)
 def cached_sine_table_2d(
     height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """``sine_table_2d`` on a device; remembered, because every layer of every step asks for the same few."""
-    with torch.inference_mode(False):  # an inference tensor could not take part in a later training step
-        return sine_table_2d(height, width, channels).to(device, dtype)
+    return remembered(sine_table_2d, (height, width, channels), device, dtype)
 
 
-@lru_cache(maxsize=64)
 def cached_cell_codes(
     num_views: int, height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """``cell_codes`` on a device; remembered for the same reason."""
-    with torch.inference_mode(False):
-        return cell_codes(num_views, height, width, channels).to(device, dtype)
+    return remembered(cell_codes, (num_views, height, width, channels), device, dtype)
+
+
+# Not around the two above: torch's compiler takes their results for constants, but looks through this decorator.
+@lru_cache(maxsize=128)
+def remembered(
+    make: Callable[..., torch.Tensor], sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not take part in a later training step
+        return make(*sizes).to(device, dtype)

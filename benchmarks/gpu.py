@@ -58,6 +58,7 @@ def parts(data: Path, device: str, tiny: bool) -> list[Part]:
     short = ("--steps", "2", "--passes", "1") if tiny else ()
     assets = ("--assets", str(data / "assets"), "--videos", str(data / "videos"))
     speed = (*at, *size, "--no-counts")
+    compiled = () if tiny else ("--compile",)
     least = ("--reconstruction", "1", "--sds", "2", "--pixels", "32")
     few = ("--names", NAMES[0], "--size", "64") if tiny else ("--names", ",".join(NAMES))
     fit = (*assets, *at, *few)
@@ -68,6 +69,7 @@ def parts(data: Path, device: str, tiny: bool) -> list[Part]:
     cloud = ("--gaussians", "500", "--size", "64", "--images", "2") if tiny else ()
     return [
         Part("speed_fast", "mv_vdm_speed.py", (*speed, *short, "--mode", "fast"), 75),
+        Part("speed_compiled", "mv_vdm_speed.py", (*speed, *short, "--mode", "fast", *compiled), 200),
         Part("speed_low", "mv_vdm_speed.py", (*speed, *low, "--mode", "low"), 50),
         Part("fit", "motion_fit.py", fit, 60),
         Part("gsplat", "rasterizer_device.py", (*at, *cloud), 25, gsplat=True),

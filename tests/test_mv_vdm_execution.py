@@ -225,6 +225,18 @@ def test_the_layers_compile_in_one_piece_and_only_once_for_each_shape():
     torch._dynamo.reset()
 
 
+@torch.no_grad()
+def test_layers_that_cannot_be_compiled_run_as_they_are():
+    def without_compiler(graph, inputs):
+        raise RuntimeError("Cannot find a working triton installation.")
+
+    unet = tiny_unet()
+    wanted = unet(**tiny_inputs())
+    unet.compile_layers(backend=without_compiler)
+    torch.testing.assert_close(unet(**tiny_inputs()), wanted)
+    torch._dynamo.reset()
+
+
 def test_benchmark_runs_and_reports(tmp_path):
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "mv_vdm_speed.py"
     command = [sys.executable, str(script), "--size", "tiny", "--device", "cpu", "--mode", "low"]

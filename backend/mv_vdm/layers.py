@@ -127,9 +127,11 @@ class LayerFunctions:
     def compiled(self, **options: object) -> Self:
         """The same by torch's compiler, at their first call.
 
-        Layers of equal shapes share what is compiled: the released network's 60 are of 25 kinds.
+        Layers of equal shapes share what is compiled: the released network's 60 are of 25 kinds. What can't be compiled
+        (on a GPU that takes Triton, elsewhere a C++ compiler) runs as it is.
         """
         for table in (cached_sine_table_2d, cached_cell_codes):
             torch.compiler.assume_constant_result(table)
+        torch._dynamo.config.suppress_errors = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
         return type(self)(*(torch.compile(function, dynamic=False, **options) for function in astuple(self)))

@@ -66,7 +66,7 @@ class ANIMATE3D_OT_animate(bpy.types.Operator):
     loop: EnumProperty(
         name="Loop", description="Whether the motion repeats", items=properties.LOOP_ITEMS, options={"SKIP_SAVE"}
     )
-    seed: IntProperty(name="Seed", description="Another seed, another motion", default=0, min=0, options={"SKIP_SAVE"})
+    seed: IntProperty(name="Seed", description="Another seed, another variant", default=0, min=0, options={"SKIP_SAVE"})
     strength: FloatProperty(name="Strength", description="How far the object moves", default=1.0, options={"SKIP_SAVE"})
     front: EnumProperty(
         name="Front",

@@ -120,7 +120,11 @@ class Settings(bpy.types.PropertyGroup):
     )
     loop: EnumProperty(name="Loop", description="Whether the motion repeats", items=LOOP_ITEMS, default="OFF")
     seed: IntProperty(
-        name="Seed", description="Another seed, another motion for the same sentence", default=0, min=0, max=2**31 - 1
+        name="Seed",
+        description="Another seed, another variant of the motion; the starter model knows one for each sentence",
+        default=0,
+        min=0,
+        max=2**31 - 1,
     )
     strength: FloatProperty(
         name="Strength",

@@ -93,10 +93,10 @@ def watch_it() -> Iterator[float]:
     to_view()
     yield from until(lambda: at("capture"), "the capture begins")
     yield from shot("04_capture")
-    yield from until(lambda: not at("", "capture", "backend", "video") or forming(), "the video forms", 90)
-    expect(forming(), "the panel shows nothing of the video while it forms")
-    yield from shot("05_forming")
-    yield from until(lambda: not at("", "capture", "backend", "video", "matte", "splats"), "the video is there", 90)
+    yield from until(lambda: at("video"), "the video begins", 60)
+    yield from shot("05_video")
+    yield from until(lambda: shown() or not queue().is_busy, "the video plays", 90)
+    expect(shown(), "the panel shows nothing of the video while the job runs")
     yield 0.3
     expect(len(previews._frames) == 16 or not queue().is_busy, f"the video has {len(previews._frames)} frames")
     yield from shot("06_preview")
@@ -112,14 +112,10 @@ def at(*stages: str) -> bool:
     return job is not None and job.stage in stages
 
 
-def forming() -> bool:
-    """Whether the panel has drawn a video that is not finished."""
+def shown() -> bool:
+    """Whether the panel plays the video of the job that runs."""
     previews, job = package("previews"), queue().current
-    path = package("shared").protocol.Video.path
-    return (
-        at("video") and previews._shown[0] == str(job.folder) and len(previews._frames) > 0
-        and not path(job.folder).exists()
-    )  # fmt: skip
+    return job is not None and previews._shown[0] == str(job.folder) and len(previews._frames) > 0
 
 
 def undo_and_redo() -> Iterator[float]:

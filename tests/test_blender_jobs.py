@@ -96,6 +96,18 @@ def test_a_job_goes_its_road_in_child_processes(queue, tiny_weights):
     assert 0.0 < queue.estimate.share <= 1.0
 
 
+def test_the_copy_for_the_other_blender_lets_nothing_be_drawn_anew(tmp_path):
+    obj = scenes.cube()
+    job = new_job(tmp_path / "jobs", "starter", obj)
+    bpy.context.view_layer.update()
+    updates = []
+    bpy.app.handlers.depsgraph_update_post.append(lambda *arguments: updates.append(arguments))
+    results.write_copy(job, [obj], bpy.context.scene)
+    bpy.context.view_layer.update()
+    bpy.app.handlers.depsgraph_update_post.pop()
+    assert not updates
+
+
 def test_two_jobs_wait_for_each_other_and_use_one_backend(queue, tiny_weights):
     first, second = (new_job(queue.root, str(tiny_weights), scenes.cube(name)) for name in ("a", "b"))
     queue.add(first)

@@ -218,7 +218,7 @@ def test_the_operator_from_a_script():
     assert len(obj.data.shape_keys.key_blocks) == 16 and obj.animate3d.takes[0].start == 10
     job = watch.queue().jobs[-1]
     assert job.state == "applied"
-    assert bpy.ops.animate3d.animate(prompt="a cube explodes") == {"FINISHED"}
+    assert bpy.ops.animate3d.animate(prompt="a cube explodes", frames=4) == {"FINISHED"}
     assert "“explodes”" in watch.queue().jobs[-1].notice
     assert jobs.Job.load(watch.queue().jobs[-1].folder).notice == watch.queue().jobs[-1].notice
     bpy.ops.animate3d.apply_job(job=job.name)

@@ -52,7 +52,7 @@ def main() -> int:
     except chroot.CanNot as reason:
         print(f"Skipped: {reason}")
     except OutOfTime:
-        print(f"The window test is not done: its {options.limit:.0f} minutes are over.")
+        print(f"The window test is not done: its {options.limit:g} minutes are over.")
     if faults:
         print("\n".join(faults), file=sys.stderr)
     return 1 if faults else 0
@@ -114,7 +114,7 @@ def drive(prefix: list[str], options: argparse.Namespace, environment: dict[str,
         try:
             subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=60 * options.minutes, check=False)
         except subprocess.TimeoutExpired:
-            return f"It was not done after {options.minutes:.0f} minutes"
+            return f"It was not done after {options.minutes:.2g} minutes"
     return "" if (options.out / "report.json").is_file() else "Blender ended without a report"
 
 

@@ -3,6 +3,10 @@ VENV_PYTHON := .venv/bin/python
 
 # The second Blender of `make test`, beside the one in .venv.
 OTHER_BLENDER ?= 4.2.23
+# Test files that run at the same time.
+WORKERS ?= 2
+# Options of the window test.
+WINDOW ?=
 
 .PHONY: setup demo test test-matrix test-gui test-gui-install bench extension clean
 
@@ -14,14 +18,14 @@ demo: setup
 
 test: setup
 	@$(VENV_PYTHON) -m ruff check .
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 	@$(VENV_PYTHON) tools/matrix.py $(OTHER_BLENDER) --short
 
 test-matrix: setup
 	@$(VENV_PYTHON) tools/matrix.py
 
 test-gui: extension
-	@$(VENV_PYTHON) tests/window/run.py
+	@$(VENV_PYTHON) tests/window/run.py $(WINDOW)
 
 # Also downloads PyTorch, by the button in Blender's preferences: up to 3 GB.
 test-gui-install: extension

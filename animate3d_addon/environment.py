@@ -27,7 +27,9 @@ from pathlib import Path
 
 TORCH = "torch==2.13.0"
 COMPLETE = "complete"  # a file that is written last of all
-FREE_GB = {"cpu": 4.0, "cuda": 14.0}  # what the packages take, with what they are unpacked from
+# Measured: packages of 1.7 and 5.6 GB, and what they are unpacked from, which lies in pip's cache, too.
+FREE_GB = {"cpu": 4.0, "cuda": 12.0}
+CUDA_TORCH_GB = 11.0  # of these: PyTorch with CUDA, 4.7 GB, and 2.7 GB of files twice
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # Windows: there the build on PyPI has no CUDA
 GO_ON = "Check the network and the free space, then install again: it goes on from here."
@@ -52,12 +54,7 @@ def install(folder: Path, source: Path, say: Callable[..., None]) -> None:
     kind = "cuda" if shutil.which("nvidia-smi") else "cpu"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / COMPLETE).unlink(missing_ok=True)
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < FREE_GB[kind]:
-        raise Failed(
-            f"There are {free:.1f} GB free where {FREE_GB[kind]:.0f} GB are needed ({folder}).",
-            "Make room, or choose an existing Python.",
-        )
+    _ask_for_room(folder, FREE_GB[kind])
     steps = _steps(folder, source, kind)
     for number, (words, command_of, sentence) in enumerate(steps):
         say("progress", stage=words, step=number, steps=len(steps))
@@ -65,6 +62,16 @@ def install(folder: Path, source: Path, say: Callable[..., None]) -> None:
         if command and _run(command, say):
             raise Failed(sentence, GO_ON if number else "Name an existing Python in the preferences.")
     (folder / COMPLETE).write_text(TORCH, encoding="utf-8")
+
+
+def _ask_for_room(folder: Path, needed: float) -> None:
+    """Raises `Failed` where there is less than so many GB."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < needed:
+        raise Failed(
+            f"There are {free:.1f} GB free where {needed:.0f} GB are needed ({folder}).",
+            "Make room, or choose an existing Python.",
+        )
 
 
 def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, Callable[[], list[str]], str]]:
@@ -84,7 +91,7 @@ def _steps(folder: Path, source: Path, kind: str) -> list[tuple[str, Callable[[]
         ("Installing packages", lambda: [*pip, *_locked(source, *names)], "The packages can't be installed."),
         (
             "Installing PyTorch",
-            lambda: [*pip, *_torch(source, kind, _mirrored(python))],
+            lambda: [*pip, *_torch_that_fits(folder, source, kind)],
             "PyTorch can't be installed.",
         ),
         ("Checking", lambda: [str(python), "-P", "-m", "backend", "doctor"], works),
@@ -105,6 +112,25 @@ def _torch(source: Path, kind: str, mirrored: bool, platform: str = sys.platform
     if platform == "win32" and kind == "cuda":
         return [TORCH, "--no-deps", "--index-url", CUDA_INDEX]
     return _locked(source, "requirements-torch.lock")
+
+
+def _torch_that_fits(folder: Path, source: Path, kind: str) -> list[str]:
+    """`_torch`; some mirrors have the build with CUDA alone. Raises `Failed` where there is no room for that."""
+    python = _python_in(folder)
+    mirrored = _mirrored(python)
+    if mirrored and kind == "cpu" and _brings_cuda(python):
+        _ask_for_room(folder, CUDA_TORCH_GB)
+    return _torch(source, kind, mirrored)
+
+
+def _brings_cuda(python: Path) -> bool:
+    """Whether the build of torch that pip would install needs NVIDIA's libraries. At most its own file is fetched."""
+    ask = ["-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", "--report", "-", "--only-binary=:all:", TORCH]
+    said = subprocess.run([str(python), *ask], capture_output=True, text=True, encoding="utf-8", check=False).stdout
+    with contextlib.suppress(ValueError):  # the installation itself will say what is wrong
+        needed = [name for each in json.loads(said)["install"] for name in each["metadata"].get("requires_dist", ())]
+        return any(name.startswith(("nvidia-", "cuda-")) for name in needed)
+    return False
 
 
 def _mirrored(python: Path) -> bool:

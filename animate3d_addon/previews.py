@@ -20,7 +20,8 @@ SIZE = 256  # pixels; small models' pictures are enlarged to about this
 _icons: bpy.utils.previews.ImagePreviewCollection | None = None
 _views: dict[tuple[str, int], bpy.utils.previews.ImagePreviewCollection] = {}  # by folder and number of pictures
 _shown: tuple[str, float] = ("", 0.0)  # the job's folder and when its video was written
-_frames: list[int] = []  # icon numbers
+_video: np.ndarray | None = None  # [4, F, H, W, C] uint8
+_frames: list[int] = []  # icon numbers; 0 where a frame has not been on yet
 _current = 0
 _playing_until = 0.0
 
@@ -28,7 +29,12 @@ _playing_until = 0.0
 def icon(job: Path) -> int:
     """The icon of the video's frame that is on now; 0 where the job has no video yet."""
     _load(job)
-    return _frames[_current % len(_frames)] if _frames else 0
+    if not _frames:
+        return 0
+    number = _current % len(_frames)
+    if not _frames[number]:  # one after the other: all at once would hold up the window
+        _frames[number] = _picture(contact_sheet(_video[:, number]))
+    return _frames[number]
 
 
 def views(job: Path) -> list[int]:
@@ -73,16 +79,16 @@ def clear() -> None:
 
 
 def _clear_video() -> None:
-    global _icons, _shown
+    global _icons, _shown, _video
     if _icons is not None:
         bpy.utils.previews.remove(_icons)
         _icons = None
+    _video, _shown = None, ("", 0.0)
     _frames.clear()
-    _shown = ("", 0.0)
 
 
 def _load(job: Path) -> None:
-    global _icons, _shown, _current
+    global _icons, _shown, _current, _video
     forming = protocol.Video.path(job, forming=True).exists()
     try:
         seen = (str(job), protocol.Video.path(job, forming).stat().st_mtime)
@@ -95,29 +101,36 @@ def _load(job: Path) -> None:
     if not seen[1]:
         return
     try:
-        sheets = contact_sheets(protocol.Video.load(job, forming).frames)
-    except (protocol.UserError, ValueError):
+        video = protocol.Video.load(job, forming).frames
+    except protocol.UserError:
         return  # half gone; the job itself will say so
+    if video.ndim != 5 or video.shape[0] != 4 or video.shape[-1] not in (3, 4) or not video.size:
+        return  # not ours
+    _video = video
     _icons = bpy.utils.previews.new()
-    for number, sheet in enumerate(sheets):
-        picture = _icons.new(str(number))
-        picture.image_size = (sheet.shape[1], sheet.shape[0])
-        rgba = np.ones((*sheet.shape[:2], 4), np.float32)
-        rgba[..., :3] = sheet[::-1] / 255.0  # Blender's first row is the lowest
-        picture.image_pixels_float.foreach_set(rgba.ravel())
-        _frames.append(picture.icon_id)
+    _frames.extend([0] * _video.shape[1])
 
 
-def contact_sheets(frames: np.ndarray) -> np.ndarray:
-    """[4, F, H, W, C] uint8 to [F, S, S, 3] uint8: views 0 and 1 above 2 and 3, over grey where there is alpha."""
-    step = max(1, 2 * frames.shape[2] // SIZE)  # first of all: large videos would hold up the window
-    frames = frames[:, :, ::step, ::step]
-    rgb = frames[..., :3].astype(np.float32)
-    if frames.shape[-1] == 4:
-        alpha = frames[..., 3:].astype(np.float32) / 255.0
+def _picture(sheet: np.ndarray) -> int:
+    """The number of a new icon that shows [S, S, 3] uint8."""
+    picture = _icons.new(str(len(_icons)))
+    picture.image_size = (sheet.shape[1], sheet.shape[0])
+    rgba = np.full((*sheet.shape[:2], 4), 255, np.uint8)
+    rgba[..., :3] = sheet[::-1]  # Blender's first row is the lowest
+    picture.image_pixels.foreach_set(rgba.view(np.int32).ravel())
+    return picture.icon_id
+
+
+def contact_sheet(views: np.ndarray) -> np.ndarray:
+    """[4, H, W, C] uint8 to [S, S, 3] uint8: views 0 and 1 above 2 and 3, over grey where there is alpha."""
+    step = max(1, 2 * views.shape[1] // SIZE)  # first of all: large videos would hold up the window
+    views = views[:, ::step, ::step]
+    rgb = views[..., :3].astype(np.float32)
+    if views.shape[-1] == 4:
+        alpha = views[..., 3:].astype(np.float32) / 255.0
         rgb = alpha * rgb + (1.0 - alpha) * GREY
-    _, count, height, width, _ = rgb.shape
-    grid = rgb.reshape(2, 2, count, height, width, 3).transpose(2, 0, 3, 1, 4, 5)
-    sheets = np.round(grid.reshape(count, 2 * height, 2 * width, 3)).astype(np.uint8)
+    _, height, width, _ = rgb.shape
+    grid = rgb.reshape(2, 2, height, width, 3).swapaxes(1, 2)
+    sheet = np.round(grid.reshape(2 * height, 2 * width, 3)).astype(np.uint8)
     scale = max(1, SIZE // (2 * height))
-    return sheets.repeat(scale, axis=1).repeat(scale, axis=2)
+    return sheet.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -161,45 +161,66 @@ def _plan(context: bpy.types.Context, objects: Sequence[bpy.types.Object]) -> Pl
 
 
 def write_copy(job: Job, objects: Sequence[bpy.types.Object], scene: bpy.types.Scene, size: int = 0) -> None:
-    """Puts copies of the objects, and what they need, into a file of the job's: all that a background Blender sees.
+    """Puts the objects, and what they need, into a file of the job's: all that a background Blender sees.
 
-    The copies leave the takes behind, which may be large. With a `size` nothing but the four views is wanted. Raises
-    `UserError` where the file can't be written.
+    With a `size` nothing but the four views is wanted. Raises `UserError` where the file can't be written.
     """
     if splats.is_splats(objects[0]):
         _write_splats(job, objects[0])
         return
-    copies = []
-    for obj in objects:
-        if obj.mode == "EDIT":
-            obj.update_from_editmode()
-        copy = obj.copy()
-        ours = [m for take in obj.animate3d.takes if (m := take_rigs.modifier_of(obj, take)) is not None]
-        for modifier in obj.modifiers if job.plan.below else ours:
-            copy.modifiers.remove(copy.modifiers[modifier.name])
-        copy.animate3d.takes.clear()
-        copies.append(copy)
     try:
-        # Absolute paths: the file lies somewhere else than the user's.
-        with takes.at_rest(objects):  # the copies have the same shape keys
-            bpy.data.libraries.write(str(job.folder / COPY), set(copies), path_remap="ABSOLUTE", compress=False)
-        task = CaptureTask(
-            objects=tuple(copy.name for copy in copies),
-            names=job.plan.objects,
-            frame=job.plan.frame,
-            fps=scene.render.fps / scene.render.fps_base,
-            appearance=_appearance(job),
-            front=job.plan.front,
-            size=size,
-        )
+        # The copies have the same shape keys.
+        with _to_write(objects, job.plan.below) as written, takes.at_rest(objects):
+            # Absolute paths: the file lies somewhere else than the user's.
+            bpy.data.libraries.write(str(job.folder / COPY), set(written), path_remap="ABSOLUTE", compress=False)
+            task = CaptureTask(
+                objects=tuple(obj.name for obj in written),
+                names=job.plan.objects,
+                frame=job.plan.frame,
+                fps=scene.render.fps / scene.render.fps_base,
+                appearance=_appearance(job),
+                front=job.plan.front,
+                size=size,
+            )
         protocol.write_json(job.folder / CAPTURE, asdict(task))
     except (OSError, RuntimeError) as error:
         raise protocol.UserError(
             "A copy of the object can't be written.", f"Check the free space of {job.folder.parent}."
         ) from error
+
+
+@contextlib.contextmanager
+def _to_write(objects: Sequence[bpy.types.Object], below: bool) -> Iterator[list[bpy.types.Object]]:
+    """The objects as they are where nothing of them has to stay behind; otherwise copies, for as long as it takes.
+
+    A datablock that comes and goes lets Blender draw the whole view anew, eight times where it smooths edges.
+    """
+    if not any(map(_is_more, objects)) and not below:
+        yield list(objects)
+        return
+    copies = [_lean_copy(obj, below) for obj in objects]
+    try:
+        yield copies
     finally:
         for copy in copies:
             bpy.data.objects.remove(copy)
+
+
+def _is_more(obj: bpy.types.Object) -> bool:
+    """Whether an object has more than a capture needs: takes, which may be large, a mode, a library."""
+    return len(obj.animate3d.takes) > 0 or obj.mode != "OBJECT" or obj.override_library is not None
+
+
+def _lean_copy(obj: bpy.types.Object, below: bool) -> bpy.types.Object:
+    """A copy without takes and what they move it by; without all modifiers where what is `below` them is wanted."""
+    if obj.mode == "EDIT":
+        obj.update_from_editmode()
+    copy = obj.copy()
+    ours = [m for take in obj.animate3d.takes if (m := take_rigs.modifier_of(obj, take)) is not None]
+    for modifier in obj.modifiers if below else ours:
+        copy.modifiers.remove(copy.modifiers[modifier.name])
+    copy.animate3d.takes.clear()
+    return copy
 
 
 def _write_splats(job: Job, obj: bpy.types.Object) -> None:

@@ -47,13 +47,15 @@ def _draw_setup(layout: bpy.types.UILayout, task: SetupTask) -> None:
         row.operator("animate3d.cancel_setup", text="", icon="X")
     column = layout.column(align=True)
     for line in list(task.lines)[-SHOWN_LINES:]:
-        bad = line.startswith("BAD")
-        icon = "ERROR" if bad else "CHECKMARK" if line.startswith("ok ") else "BLANK1"
-        row = column.row()
-        row.alert = bad
-        row.label(text=line.removeprefix("BAD ").removeprefix("ok ").strip()[:160], icon=icon)
+        if line.startswith("BAD"):
+            wrong = column.column(align=True)
+            wrong.alert = True
+            draw_lines(wrong, line.removeprefix("BAD"), "ERROR")  # whole: its end says what mends it
+        else:
+            icon = "CHECKMARK" if line.startswith("ok ") else "BLANK1"
+            column.label(text=line.removeprefix("ok ").strip()[:160], icon=icon)
     if task.error is not None:
-        column.label(text=f"{task.error.message} {task.error.hint}", icon="ERROR")
+        draw_lines(column, f"{task.error.message} {task.error.hint}", "ERROR")
     elif task.is_done:
         column.label(text="Done.", icon="CHECKMARK")
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Several pytest processes (`-n`, as in the Makefile) share the cores; numpy, torch and numba would take them all.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, os.cpu_count() // workers)))
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ class Hub(AbstractContextManager):
         self.root, self.sent, self.requests = root, Counter(), 0
         self.flipped: str | None = None
         self.limit: int | None = None
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> Hub:
@@ -47,6 +48,13 @@ class Hub(AbstractContextManager):
     @property
     def broken(self) -> bool:
         return self.limit is not None and sum(self.sent.values()) >= self.limit
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *arguments: object) -> None:
+        """Whoever asked may have gone in the middle of an answer; that is no news for the terminal."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*arguments)
 
 
 class _Handler(BaseHTTPRequestHandler):

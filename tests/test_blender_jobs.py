@@ -96,6 +96,18 @@ def test_a_job_goes_its_road_in_child_processes(queue, tiny_weights):
     assert 0.0 < queue.estimate.share <= 1.0
 
 
+def test_the_copy_for_the_other_blender_lets_nothing_be_drawn_anew(tmp_path):
+    obj = scenes.cube()
+    job = new_job(tmp_path / "jobs", "starter", obj)
+    bpy.context.view_layer.update()
+    updates = []
+    bpy.app.handlers.depsgraph_update_post.append(lambda *arguments: updates.append(arguments))
+    results.write_copy(job, [obj], bpy.context.scene)
+    bpy.context.view_layer.update()
+    bpy.app.handlers.depsgraph_update_post.pop()
+    assert not updates
+
+
 def test_two_jobs_wait_for_each_other_and_use_one_backend(queue, tiny_weights):
     first, second = (new_job(queue.root, str(tiny_weights), scenes.cube(name)) for name in ("a", "b"))
     queue.add(first)
@@ -206,7 +218,7 @@ def test_the_operator_from_a_script():
     assert len(obj.data.shape_keys.key_blocks) == 16 and obj.animate3d.takes[0].start == 10
     job = watch.queue().jobs[-1]
     assert job.state == "applied"
-    assert bpy.ops.animate3d.animate(prompt="a cube explodes") == {"FINISHED"}
+    assert bpy.ops.animate3d.animate(prompt="a cube explodes", frames=4) == {"FINISHED"}
     assert "“explodes”" in watch.queue().jobs[-1].notice
     assert jobs.Job.load(watch.queue().jobs[-1].folder).notice == watch.queue().jobs[-1].notice
     bpy.ops.animate3d.apply_job(job=job.name)

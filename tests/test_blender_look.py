@@ -14,7 +14,7 @@ from PIL import Image  # noqa: E402
 from test_blender_jobs import CHILD, select  # noqa: E402
 
 import animate3d_addon  # noqa: E402
-from animate3d_addon import backend_process, look, results, watch  # noqa: E402
+from animate3d_addon import backend_process, look, previews, results, watch  # noqa: E402
 from backend import protocol  # noqa: E402
 
 
@@ -93,3 +93,24 @@ def test_nothing_is_left_where_nothing_can_be_seen(tmp_path):
     with pytest.raises(RuntimeError, match="no vertex"):
         bpy.ops.animate3d.look()
     assert scenes.snapshot() == before and not list((tmp_path / "home" / "look").iterdir())
+
+
+def test_the_generated_video_as_pictures_for_the_panel(tmp_path):
+    """Views 0 and 1 above 2 and 3; a frame's picture is made when it is its turn."""
+    colors = np.uint8([[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255], [9, 9, 9, 0]])  # the last is transparent
+    frames = np.broadcast_to(colors[:, None, None, None], (4, 5, 8, 8, 4))
+    protocol.Video(frames, "position").save(tmp_path)
+    number = previews.icon(tmp_path)
+    (picture,) = previews._icons.values()
+    assert picture.icon_id == number == previews.icon(tmp_path)
+    side = picture.image_size[0]
+    pixels = np.reshape(picture.image_pixels_float, (side, side, 4))[::-1]  # Blender's first row is the lowest
+    quarters = pixels[side // 4 :: side // 2, side // 4 :: side // 2, :3].reshape(4, 3)
+    expected = np.float32([[255, 0, 0], [0, 255, 0], [0, 0, 255], 3 * [previews.GREY]]) / 255.0
+    np.testing.assert_allclose(quarters, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((4, 0, 8, 8, 3), np.uint8), np.zeros((2, 3), np.uint8)])
+def test_a_video_that_is_none_is_not_shown(tmp_path, frames):
+    protocol.Video(frames, "position").save(tmp_path)
+    assert previews.icon(tmp_path) == 0

@@ -90,6 +90,36 @@ def test_no_room(tmp_path, monkeypatch):
         environment.install(tmp_path / "environment", ROOT, lambda *_, **__: None)
 
 
+def wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
+    """A package of one empty module, as a file that pip installs."""
+    path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\nRoot-Is-Purelib: true\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.mark.parametrize("brings_cuda", [False, True])
+def test_no_room_for_what_a_mirror_has(tmp_path, monkeypatch, brings_cuda):
+    """Where its only build of PyTorch is the one with CUDA, pip itself says so before gigabytes are fetched."""
+    name, version = environment.TORCH.split("==")
+    wheel(tmp_path, name, version, *(["nvidia-cudnn-cu13==9.20.0.48", "sympy"] if brings_cuda else ["sympy"]))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_IGNORE_INSTALLED", "1")  # this Python may have it
+    monkeypatch.setattr(environment, "_python_in", lambda folder: Path(sys.executable))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(5e9))
+    if brings_cuda:
+        with pytest.raises(environment.Failed, match=r"5\.0 GB free where 11 GB are needed"):
+            environment._torch_that_fits(tmp_path, ROOT, "cpu")
+    else:
+        assert environment._torch_that_fits(tmp_path, ROOT, "cpu") == [environment.TORCH]
+
+
 def test_cancel_ends_what_was_started(tmp_path):
     arguments = ["run", sys.executable, "-c", "import time; print('at work', flush=True); time.sleep(60)"]
     task = SetupTask.start("check", arguments, tmp_path / "log")
@@ -130,15 +160,7 @@ def test_everything_that_is_installed_is_locked_with_its_hashes():
 
 def test_a_file_that_was_changed_is_not_installed(tmp_path):
     """Real pip, and a package of ours whose hash is not the one that was written down."""
-    wheel = tmp_path / "changed-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("changed.py", "")
-        archive.writestr("changed-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: changed\nVersion: 1.0\n")
-        archive.writestr(
-            "changed-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\nRoot-Is-Purelib: true\n"
-        )
-        archive.writestr("changed-1.0.dist-info/RECORD", "")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    digest = hashlib.sha256(wheel(tmp_path, "changed", "1.0").read_bytes()).hexdigest()
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
     for known, works in ((digest, True), (64 * "0", False)):
         (tmp_path / "requirements.lock").write_text(f"changed==1.0 --hash=sha256:{known}\n")

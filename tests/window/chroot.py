@@ -23,6 +23,8 @@ PACKAGES = (
     *("libgl1-mesa-dri", "libegl1", "libegl-mesa0", "libgl1", "libglx-mesa0", "fonts-dejavu-core"),
     "python3-venv",
 )
+# Mounts and processes of what is started like this end with it.
+ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
 FREE_GB = 4.0
 STAMP = "complete"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -43,6 +45,8 @@ def make() -> Path:
         raise CanNot("A window can be tested like this on Linux alone.")
     if os.geteuid() != 0:
         raise CanNot("Only root can make and enter the Debian that the window is tested in.")
+    if not shutil.which(ALONE[0]) or subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
+        raise CanNot("This machine, or its container, allows no mounts of one's own (unshare).")
     folder = cache() / SUITE
     wanted = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
     if (folder / STAMP).is_file() and (folder / STAMP).read_text() == wanted:
@@ -70,7 +74,7 @@ def _bootstrap(folder: Path, log) -> None:
     if not shutil.which("debootstrap"):
         raise CanNot(f"`debootstrap` can't be installed (see {log.name}).")
     keyring = ["--keyring", str(KEYRING)] if KEYRING.is_file() else []
-    command = ["debootstrap", "--variant=minbase", *keyring, SUITE, str(folder), mirror()]
+    command = [*ALONE, "debootstrap", "--variant=minbase", *keyring, SUITE, str(folder), mirror()]
     if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
         raise CanNot(f"Debian can't be fetched from {mirror()} (see {log.name}).")
 
@@ -104,8 +108,7 @@ def entering(folder: Path, shared: Iterable[Path] = ()) -> list[str]:
 
     All processes that it starts end with it.
     """
-    unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
-    return [*unshare, sys.executable, str(Path(__file__).resolve()), str(folder), *map(str, shared), "--"]
+    return [*ALONE, sys.executable, str(Path(__file__).resolve()), str(folder), *map(str, shared), "--"]
 
 
 def backend_files(python: Path) -> list[Path]:

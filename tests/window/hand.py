@@ -14,7 +14,7 @@ from pathlib import Path
 import bpy
 
 LOOK = 0.06  # seconds that Blender has to notice where the mouse is
-ROW = 9  # pixels between two looks; a button is 20 high
+ROW = 14  # pixels between two looks; a button is 20 high
 COLUMNS = (0.5, 0.93, 0.8, 0.2)  # of a region's width: in this order
 
 

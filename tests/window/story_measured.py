@@ -1,9 +1,9 @@
 """A job of a heavy object with nothing but the clock beside it: whether Blender stands still meanwhile, and by whom.
 
-What is judged is what the add-on's own code does in Blender's main thread: everything that Blender calls of it while a
-job runs is timed. A call counts for as long as it ran on a core, or slept (waiting for a disk, a process, a lock); the
-time in which it was ready to run while others had the core is not its doing, so that a busy machine fails nobody. Of
-the whole thread only the time on a core is judged, since it also sleeps for the X server and for others' disks.
+Judged is the whole of Blender's main thread, its drawing included, and every call of the add-on's own code that Blender
+makes while a job runs. The thread counts for as long as it ran on a core; it also sleeps for the X server and for
+others' disks. A call counts while it sleeps, too. The time in which it was ready to run while others had the core is
+nobody's doing, so that a busy machine fails nobody.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from clock import Gap, longest
 from stage import EGG, TASK, clock, expect, package, queue, report, select, until, until_applied
 
 MOST_BLOCK = 0.2  # seconds that Blender may stand still while a job runs
+WINDOW = 0.15  # seconds in which a machine that is fit for it draws the whole window in software: longest of ten times
 SENTENCE = "an egg bounces"
 
 
@@ -109,8 +110,8 @@ def judge() -> None:
     parts = {name: longest(gap for gap in clock.parts if gap.what == name) for name in {g.what for g in clock.parts}}
     report["blocks"] = {"idle": idle, "job": job, "bake": longest(gaps_of("bake")), "our_code": parts}
     expect(job["gaps"] > 20 and {"timer", "click", "ANIMATE3D_PT_main.draw"} <= set(parts), "the clock has not run")
-    # Without a graphics card, drawing alone takes its time.
-    expect(job["ran"] <= MOST_BLOCK + idle["ran"], f"Blender was at work for {job['ran']} s without a break")
+    most = MOST_BLOCK * max(1.0, idle["ran"] / WINDOW)  # without a graphics card, a slow machine is slow at drawing
+    expect(job["ran"] <= most, f"Blender was at work for {job['ran']} s without a break: {job['worst']}")
     for name, part in parts.items():
         expect(part["block"] <= MOST_BLOCK, f"{name} has held Blender up: {part['worst']}")
 

@@ -18,7 +18,7 @@ from backend import protocol
 from backend.motion.bones import Joints, Rig, bone_affine
 from backend.motion.correspondence import project
 from backend.motion.evidence import Pose, between, bridged, mismatch, rest_pose
-from backend.motion.graph import SurfaceGraph, nearest_owner
+from backend.motion.graph import SurfaceGraph
 from backend.motion.observations import BONES_PER_POINT, Observations
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
@@ -107,19 +107,19 @@ class Tracker:
         subject: protocol.Subject,
         graph: SurfaceGraph,
         rig: Rig,
-        samples: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray],
         frames: np.ndarray,
         matte: np.ndarray,
         settings: TrackSettings,
     ) -> None:
-        """samples [M, 3] on the rest surface; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
-        self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples
+        """samples [M, 3] on the rest surface, and their nodes [M]; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
+        self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples[0]
         self.pictures = {frames.shape[2]: on_grey(frames, matte)}
         self.largest, self.frames = frames.shape[2], frames.shape[1]
         points, faces, vertex = drawn_mesh(subject.vertices, subject.faces, subject.weld)
         self.points = points
         self.point_skin = _heaviest(rig.weights(points, graph.owner[vertex]))
-        self.sample_skin = _heaviest(rig.weights(samples, nearest_owner(graph, samples)))
+        self.sample_skin = _heaviest(rig.weights(*samples))
         first = self.pictures[self.largest][:, 0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
         self.bias: dict[int, np.ndarray] = {}

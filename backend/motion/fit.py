@@ -10,6 +10,7 @@ import torch
 from backend import protocol
 from backend.motion.bones import CHUNK, RigField, build_rig
 from backend.motion.correspondence import find_correspondences, straight_colours
+from backend.motion.evidence import Pose
 from backend.motion.fields import frame_times
 from backend.motion.graph import SurfaceGraph, build_graph, nearest_owner, sample_surface
 from backend.motion.hexplane import HexPlane
@@ -18,6 +19,7 @@ from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig
 from backend.motion.settings import FitSettings, preset
 from backend.motion.start import start_poses
+from backend.motion.swings import PartTracker
 from backend.motion.tracking import Tracker
 from backend.splats.gaussians import Gaussians
 
@@ -129,7 +131,7 @@ def fit_by_tracking(
     steps = 2 * frames.shape[1] - 2 + len(options.joint)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
-    tracker = Tracker(subject, graph, rig, _rest_samples(subject, graph, options.samples), frames, matte, options)
+    given = (subject, graph, rig, _rest_samples(subject, graph, options.samples), frames, matte, options)
     done = 1
     callback(done, steps)
 
@@ -138,7 +140,11 @@ def fit_by_tracking(
         done += 1
         callback(done, steps)
 
-    return RigField(rig, *tracker.run(step_done))
+    def whole_parts() -> Pose | None:
+        parts = PartTracker(*given)
+        return parts.run(lambda: callback(done, steps)) if parts.useful else None
+
+    return RigField(rig, *Tracker(*given).run(step_done, whole_parts))
 
 
 def _rest_samples(subject: protocol.Subject, graph: SurfaceGraph, count: int) -> tuple[np.ndarray, np.ndarray]:

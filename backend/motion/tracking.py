@@ -7,6 +7,7 @@ at last all frames are matched and solved together. Drawing and matching run on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -82,6 +83,7 @@ class TrackSettings:
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
     loose: float = 1.0  # stiffness between separate parts of the mesh, at most
     rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
+    tears: float = math.inf  # subject units by which a joint may open in a frame before it holds half as much
     clean: float = 0.006  # median error of a clean video's matches; farther off ones count less beside the joints
     yields: float = 0.02  # subject units: joints that all frames pull farther apart hold less: some skins stretch
     temporal: float = 0.1  # of the joint rounds: .03 left 1.3 times the true jitter, .3 takes motion away
@@ -122,23 +124,37 @@ class Tracker:
         self.sample_skin = _heaviest(rig.weights(*samples))
         first = self.pictures[self.largest][:, 0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
+        self.known = np.zeros(len(self.samples), bool)
+        self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
         self.bias: dict[int, np.ndarray] = {}
         self.floor: float | None = None
 
-    def run(self, step_done: Callable[[], None]) -> Pose:
+    def run(self, step_done: Callable[[], None], whole_parts: Callable[[], Pose | None] = lambda: None) -> Pose:
         """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones; frame 0 is the rest.
 
         `step_done` is called for each frame, there and back, and each joint round; it raises to end the fit.
+        whole_parts: called once, where a frame is not explained, for poses of all frames to start from (or None);
+        they are the result where bones of their own explain the video hardly better.
         """
-        poses = [rest_pose(len(self.rig.centres))]
+        poses, other = [rest_pose(len(self.rig.centres))], None
         for frame in range(1, self.frames):
             ahead = between(*poses[-2:], 1.0 + self.settings.ahead) if frame > 1 else poses[0]
-            poses.append(self._better(frame, self._follow(frame, ahead, self.settings.levels), poses[0]))
+            pose = self._follow(frame, ahead, self.settings.levels)
+            if other is None and not self._explained(frame, pose):
+                other = whole_parts() or ()
+                if other and self._enough(other):
+                    return self._upheld(other)
+            if other:
+                pose = self._better(frame, pose, (other[0][frame], other[1][frame]), self.settings.levels)
+            poses.append(self._better(frame, pose, poses[0]))
             step_done()
         for frame in range(self.frames - 2, 0, -1):
             poses[frame] = self._better(frame, poses[frame], poses[frame + 1])
             step_done()
-        turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
+        return self._upheld(self._jointly(*(torch.stack(part) for part in zip(*poses, strict=True)), step_done))
+
+    def _jointly(self, turns: Tensor, shifts: Tensor, step_done: Callable[[], None]) -> Pose:
+        """All frames matched and solved together."""
         drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
             seen = self._observe(turns, shifts, range(1, self.frames), level)
@@ -146,17 +162,32 @@ class Tracker:
             drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
             turns, shifts = self._solve(take_off_drift(seen, drift), turns, shifts, level)
             step_done()
-        return self._upheld((turns, shifts))
+        return turns, shifts
 
-    def _better(self, frame: int, pose: Pose, start: Pose) -> Pose:
+    def _enough(self, poses: Pose) -> bool:
+        """Whether poses of whole parts explain some frames about as well as what the bones find from there."""
+        whole, free = 0.0, 0.0
+        for frame in {self.frames - 1, self.frames // 2, self.frames // 4} - {0}:
+            pose = poses[0][frame], poses[1][frame]
+            whole += self._excess(frame, pose)
+            free += self._excess(frame, self._follow(frame, pose, self.settings.levels))
+        print("ENOUGH", whole, free)
+        return self.settings.clearly * whole < free
+
+    def _explained(self, frame: int, pose: Pose) -> bool:
+        """Whether no other start need be tried."""
+        still = self._excess(frame, rest_pose(len(self.rig.centres)))
+        return still < STILL or self._excess(frame, pose) < self.settings.explained * still
+
+    def _better(self, frame: int, pose: Pose, start: Pose, levels: tuple[Level, ...] = ()) -> Pose:
         """The pose, or what the frame leads to from another start where that explains it clearly better.
 
         Only clearly: where all is of one colour, a leg in the other's place looks about as good.
         """
-        here, still = self._excess(frame, pose), self._excess(frame, rest_pose(len(self.rig.centres)))
-        if still < STILL or here < self.settings.explained * still:
+        if self._explained(frame, pose):
             return pose
-        other = self._follow(frame, start, self.settings.wide + self.settings.levels)
+        other = self._follow(frame, start, levels or self.settings.wide + self.settings.levels)
+        here = self._excess(frame, pose)
         return other if self._excess(frame, other) < self.settings.clearly * here else pose
 
     def _upheld(self, poses: Pose) -> Pose:
@@ -209,8 +240,8 @@ class Tracker:
                 system.add_links(level.stiffness * noise, loose * noise, yields=options.yields)
                 system.add_time(options.temporal * noise**0.5)
             else:
-                system.add_links(options.rest, options.rest)
-                system.add_links(level.stiffness, loose, since)
+                system.add_links(options.rest, options.rest, yields=options.tears)
+                system.add_links(level.stiffness, loose, since, options.tears)
             system.add_prior(options.prior)
             turn, shift = system.solve()
             turns, shifts = turns.clone(), shifts.clone()
@@ -254,6 +285,7 @@ class Tracker:
         moved -= self._still(size)[view, sample]
         area = (image[..., 3] > 0.5).sum(axis=(1, 2)) * (64 / size) ** 2
         weight = (area / np.maximum(np.bincount(view, minlength=len(area)), 1))[view] / (1 + cost / options.tolerance)
+        weight *= self.known[sample]  # the colours of what no view shows at rest are guesses
         near, move = outline_pulls(image[..., 3], target[..., 3], view, where, options.outline_reach * size)
         unit = move / np.linalg.norm(move, axis=1, keepdims=True)
         return Matches(

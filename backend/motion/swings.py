@@ -1,0 +1,164 @@
+"""Lids, doors, wheels, drawers: rigid parts that move farther from one frame to the next than tracking can follow.
+
+A second, coarse tracker whose bones are the whole parts. In frames that following does not explain, each part is
+turned about the axes and slid along the directions that its contact allows, all the way round; what looks most like
+the frame is followed from there. With so few bones that is quick, and its poses are starts for the bones proper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend import protocol
+from backend.motion.bones import Rig, bone_affine
+from backend.motion.evidence import Pose, between, mismatch, rest_pose
+from backend.motion.graph import SurfaceGraph
+from backend.motion.parts import Zone, contact_zones, group_pieces
+from backend.motion.rotations import rotation_vector_to_matrix
+from backend.motion.tracking import Level, Tracker, TrackSettings, posed
+
+MAX_PARTS = 16  # an object of more is no lid on a chest
+MAX_ZONES = 6  # the largest parts are tried
+
+
+@dataclass(frozen=True)
+class SwingSettings:
+    """How far parts are searched for, and at how many pixels."""
+
+    turns: tuple[float, ...] = (15, -15, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180)  # degrees
+    slides: tuple[float, ...] = (0.05, -0.05, 0.1, -0.1, 0.2, -0.2, 0.4, -0.4)  # subject units
+    size: int = 32  # pixels: a basin is as wide as 30 degrees or more
+    followed: int = 3  # the best of them
+    levels: tuple[Level, ...] = (
+        Level(64, 5, 1.0, 0.2),
+        Level(64, 5, 0.3, 0.2),
+        Level(64, 4, 0.1, 0.15),
+        Level(64, 3, 0.1, 0.1),
+    )
+    contact: float = 0.3  # strength of the contacts beside the pixels
+    rest: float = 0.1  # stiffness of the contacts as at rest
+    tears: float = 0.02  # subject units by which a contact may open before it holds half as much
+    grown: float = 1.1  # times the last frame's error: where following leaves less, no swing is tried
+
+
+class PartTracker(Tracker):
+    """Poses of whole parts, which stand for those of all bones."""
+
+    def __init__(
+        self,
+        subject: protocol.Subject,
+        graph: SurfaceGraph,
+        rig: Rig,
+        samples: tuple[np.ndarray, np.ndarray],
+        frames: np.ndarray,
+        matte: np.ndarray,
+        settings: TrackSettings,
+        swing: SwingSettings = SwingSettings(),
+    ) -> None:
+        """As of `Tracker`, for which the poses are."""
+        bone = rig.node_weights.argmax(dim=1).numpy()[samples[1]]
+        part = torch.from_numpy(group_pieces(samples[0], rig.part.numpy()[bone]))
+        self.bones, self.swing, self.part_of_bone = rig, swing, part[rig.part]
+        whole = _part_rig(rig, self.part_of_bone, swing.contact)
+        settings = replace(settings, rest=swing.rest, tears=swing.tears)
+        super().__init__(subject, graph, whole, samples, frames, matte, settings)
+        self.zones = contact_zones(self.samples, self.sample_skin[1][:, 0])[:MAX_ZONES]
+
+    @property
+    def useful(self) -> bool:
+        """Whether there are parts at all, and few enough."""
+        return 1 < len(self.rig.centres) <= MAX_PARTS
+
+    def run(self, step_done: Callable[[], None]) -> Pose:
+        """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones proper, each moving with its part."""
+        poses = [rest_pose(len(self.rig.centres))]
+        for frame in range(1, self.frames):
+            poses.append(self._next(frame, poses))
+            step_done()
+        for frame in range(self.frames - 2, 0, -1):
+            back = self._follow(frame, poses[frame + 1], self.swing.levels)
+            poses[frame] = min(poses[frame], back, key=lambda pose: self._excess(frame, pose))
+            step_done()
+        turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
+        return self._of_bones(*self._jointly(turns, shifts, step_done))
+
+    def _next(self, frame: int, poses: list[Pose]) -> Pose:
+        """The pose of a frame from those before."""
+        levels = self.swing.levels
+        starts = [poses[-1]]
+        if frame > 1:
+            starts.append(between(*poses[-2:], 1.0 + self.settings.ahead))
+        best = min((self._follow(frame, start, levels) for start in starts), key=lambda pose: self._excess(frame, pose))
+        here, last = self._excess(frame, best), self._excess(frame - 1, poses[-1])
+        if self._explained(frame, best) or here < self.swing.grown * last:
+            return best
+        swung = [self._follow(frame, start, levels) for start in self._swings(frame, poses[-1])]
+        other = min(swung, key=lambda pose: self._excess(frame, pose))
+        return other if self._excess(frame, other) < self.settings.clearly * here else best
+
+    def _swings(self, frame: int, pose: Pose) -> list[Pose]:
+        """Of all that the parts could do from a pose, what looks most like the frame."""
+        tried = [other for zone in self.zones for other in self._swings_of(zone, pose)]
+        wanted = self._picture(self.swing.size)[:, frame]
+        away = [mismatch(self.painter.draw(self._posed(other), self.swing.size)[0], wanted) for other in tried]
+        return [tried[k] for k in np.argsort(away)[: self.swing.followed]]
+
+    def _swings_of(self, zone: Zone, pose: Pose) -> list[Pose]:
+        """All that one part could do from a pose; its axes have moved with the part that it touches."""
+        make = {"dtype": self.rig.centres.dtype}
+        other = int(self.sample_skin[1][zone.held_by[0], 0])
+        turn, centre = pose[0][other], self.rig.centres[other]
+        axes = torch.tensor(zone.axes, **make)
+        points = (axes[:, 0] - centre) @ turn.T + centre + pose[1][other]
+        found = []
+        for point, direction in zip(points, axes[:, 1] @ turn.T, strict=True):
+            for angle in self.swing.turns:
+                by = rotation_vector_to_matrix(np.radians(angle) * direction)
+                found.append(_moved(self.rig, pose, zone.part, by, point, torch.zeros(3)))
+        for direction in torch.tensor(zone.slides, **make) @ turn.T:
+            for away in self.swing.slides:
+                found.append(_moved(self.rig, pose, zone.part, torch.eye(3), points[0], away * direction))
+        return found
+
+    def _posed(self, pose: Pose) -> np.ndarray:
+        """The drawn points [P, 3]."""
+        affine = bone_affine(self.rig.centres, pose[0][None], pose[1][None])[0].numpy().astype(np.float64)
+        return posed(self.points, self.point_skin, affine)
+
+    def _of_bones(self, turns: Tensor, shifts: Tensor) -> Pose:
+        """Poses [F, P, ...] of the parts as those of all bones [F, B, ...]."""
+        own = self.part_of_bone
+        arms = self.bones.centres - self.rig.centres[own]
+        turned = (turns[:, own] @ arms[..., None])[..., 0]
+        return turns[:, own], turned - arms + shifts[:, own]
+
+
+def _moved(rig: Rig, pose: Pose, bone: int, turn: Tensor, point: Tensor, shift: Tensor) -> Pose:
+    """The pose with one bone turned by [3, 3] about a point [3] and shifted by [3]."""
+    turns, shifts = pose[0].clone(), pose[1].clone()
+    turns[bone] = turn @ pose[0][bone]
+    shifts[bone] = turn @ (rig.centres[bone] + pose[1][bone] - point) + point + shift - rig.centres[bone]
+    return turns, shifts
+
+
+def _part_rig(rig: Rig, part: Tensor, contact: float) -> Rig:
+    """One bone for all bones of each part; part [B] of the bones."""
+    count = int(part.max()) + 1
+    members = torch.nn.functional.one_hot(part, count).to(rig.node_weights)
+    weights = rig.node_weights @ members
+    nodes = torch.from_numpy(rig.graph.nodes).to(weights)
+    between_parts = part[rig.links[:, 0]] != part[rig.links[:, 1]]
+    return replace(
+        rig,
+        centres=(weights / weights.sum(dim=0)).T @ nodes,
+        node_weights=weights,
+        links=part[rig.links[between_parts]],
+        joints=rig.joints[between_parts],
+        strength=torch.full_like(rig.strength[between_parts], contact),
+        part=torch.arange(count),
+    )

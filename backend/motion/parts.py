@@ -16,13 +16,17 @@ from backend.motion.bones import TOUCHING
 LIES_ON = 0.3  # share of a piece's surface near another from which both are one part
 MIN_AREA = 0.03  # of the whole surface: what is smaller belongs to what it touches most, however little
 
+TOUCHED = 2  # other parts to which one holds on
+JOINTS = 4  # points at which a part holds on to the one it touches
+
 
 @dataclass(frozen=True)
 class Zone:
     """Where a part touches the one it touches most, at rest, in subject space."""
 
     part: int
-    held_by: np.ndarray  # [N] int: samples of the other part there
+    other: int
+    joints: np.ndarray  # [4, 3]: points all over the zone
     axes: np.ndarray  # [7, 2, 3]: a point and a direction of each axis about which it could turn
     slides: np.ndarray  # [3, 3]: directions in which it could slide
 
@@ -60,20 +64,35 @@ def group_pieces(samples: np.ndarray, piece: np.ndarray) -> np.ndarray:
     return part[leader]
 
 
-def contact_zones(samples: np.ndarray, part: np.ndarray) -> list[Zone]:
-    """Samples [M, 3] and the part of each [M] -> where each part touches another, the largest parts first."""
-    trees = [cKDTree(samples[part == k]) for k in range(int(part.max()) + 1)]
+def contact_zones(samples: np.ndarray, part: np.ndarray) -> list[list[Zone]]:
+    """Samples [M, 3] and the part of each [M] -> where each part touches others, the most touched first.
+
+    The nearest one counts as touched, however far it is; beside it, at most one more.
+    """
+    count = int(part.max()) + 1
+    trees = [cKDTree(samples[part == k]) for k in range(count)]
     zones = []
-    for k in range(len(trees) if len(trees) > 1 else 0):
+    for k in range(count if count > 1 else 0):
         mine, away = samples[part == k], trees[k].query(samples)[0]
         away[part == k] = np.inf
         close = away < max(away.min() + TOUCHING, TOUCHING)
-        other = int(np.bincount(part[close]).argmax())
-        held_by = np.flatnonzero(close & (part == other))
-        across = trees[other].query(mine)[0]
-        here = mine[across < max(across.min() + TOUCHING, TOUCHING)]
-        zones.append(Zone(k, held_by, *zone_axes(np.concatenate([here, samples[held_by]]))))
+        found = []
+        for other in np.argsort(-np.bincount(part[close], minlength=count), kind="stable")[:TOUCHED]:
+            if (there := close & (part == other)).any():
+                across = trees[other].query(mine)[0]
+                here = mine[across < max(across.min() + TOUCHING, TOUCHING)]
+                points = np.concatenate([here, samples[there]])
+                found.append(Zone(k, int(other), _spread(points), *zone_axes(points)))
+        zones.append(found)
     return zones
+
+
+def _spread(points: np.ndarray) -> np.ndarray:
+    """The points [JOINTS, 3] of [N, 3] that are farthest from one another, one after the other; some twice if few."""
+    chosen = [int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmax())]
+    while len(chosen) < JOINTS:
+        chosen.append(int(cKDTree(points[chosen]).query(points)[0].argmax()))
+    return points[chosen]
 
 
 def zone_axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

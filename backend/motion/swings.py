@@ -7,6 +7,7 @@ the frame is followed from there. With so few bones that is quick, and its poses
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,10 @@ from backend import protocol
 from backend.motion.bones import Rig, bone_affine
 from backend.motion.evidence import Pose, between, mismatch, rest_pose
 from backend.motion.graph import SurfaceGraph
+from backend.motion.observations import Observations
 from backend.motion.parts import Zone, contact_zones, group_pieces
 from backend.motion.rotations import rotation_vector_to_matrix
+from backend.motion.stretch import stretched
 from backend.motion.tracking import Level, Tracker, TrackSettings, posed
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
@@ -35,14 +38,16 @@ class SwingSettings:
     size: int = 32  # pixels: a basin is as wide as 30 degrees or more
     followed: int = 3  # the best of them
     levels: tuple[Level, ...] = (
-        Level(64, 5, 1.0, 0.2),
-        Level(64, 5, 0.3, 0.2),
-        Level(64, 4, 0.1, 0.15),
-        Level(64, 3, 0.1, 0.1),
+        Level(64, 5, 0.01, 0.2),
+        Level(64, 5, 0.003, 0.2),
+        Level(64, 4, 0.001, 0.15),
+        Level(64, 3, 0.001, 0.1),
     )
-    contact: float = 0.3  # strength of the contacts beside the pixels
-    rest: float = 0.1  # stiffness of the contacts as at rest
+    contact: float = 30.0  # strength of the contacts beside the pixels
+    rest: float = 0.03  # stiffness of the contacts as at rest
     tears: float = 0.02  # subject units by which a contact may open before it holds half as much
+    unstretched: float = 2e-3  # pull of each part to its size at rest, beside the pixels
+    steady: float = 2e-2  # pull of its size to that of the frames before and after, in the joint rounds
     grown: float = 1.1  # times the last frame's error: where following leaves less, no swing is tried
 
 
@@ -62,12 +67,16 @@ class PartTracker(Tracker):
     ) -> None:
         """As of `Tracker`, for which the poses are."""
         bone = rig.node_weights.argmax(dim=1).numpy()[samples[1]]
-        part = torch.from_numpy(group_pieces(samples[0], rig.part.numpy()[bone]))
-        self.bones, self.swing, self.part_of_bone = rig, swing, part[rig.part]
-        whole = _part_rig(rig, self.part_of_bone, swing.contact)
-        settings = replace(settings, rest=swing.rest, tears=swing.tears)
+        part_of_piece = group_pieces(samples[0], rig.part.numpy()[bone])
+        self.stretching = False
+        self.bones, self.swing, self.part_of_bone = rig, swing, torch.from_numpy(part_of_piece)[rig.part]
+        zones = contact_zones(samples[0], self.part_of_bone.numpy()[bone])
+        self.axes = torch.tensor(np.array([found[0].slides for found in zones]), dtype=rig.centres.dtype)
+        self.zones = [found[0] for found in zones[:MAX_ZONES]]
+        whole = _part_rig(rig, self.part_of_bone, [zone for found in zones for zone in found], swing.contact)
+        tears = {"tears": swing.tears, "yields": swing.tears}
+        settings = replace(settings, guessed=0.0, rest=swing.rest, **tears)
         super().__init__(subject, graph, whole, samples, frames, matte, settings)
-        self.zones = contact_zones(self.samples, self.sample_skin[1][:, 0])[:MAX_ZONES]
 
     @property
     def useful(self) -> bool:
@@ -75,7 +84,10 @@ class PartTracker(Tracker):
         return 1 < len(self.rig.centres) <= MAX_PARTS
 
     def run(self, step_done: Callable[[], None]) -> Pose:
-        """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones proper, each moving with its part."""
+        """Matrices [F, B, 3, 3] and translations [F, B, 3] of the bones proper, each moving with its part.
+
+        The matrices are rotations, unless the parts have to stretch.
+        """
         poses = [rest_pose(len(self.rig.centres))]
         for frame in range(1, self.frames):
             poses.append(self._next(frame, poses))
@@ -87,19 +99,52 @@ class PartTracker(Tracker):
         turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
         return self._of_bones(*self._jointly(turns, shifts, step_done))
 
+    def _solve(
+        self,
+        seen: Observations,
+        turns: Tensor,
+        shifts: Tensor,
+        level: Level,
+        since: Pose | None = None,
+    ) -> Pose:
+        turns, shifts = super()._solve(seen, turns, shifts, level, since)
+        if self.stretching:
+            pull, steady = self.swing.unstretched, 0.0 if since is not None else self.swing.steady
+            springs = self.settings.rest, self.settings.tears
+            turns, shifts = stretched(self.rig, seen, turns, shifts, self.axes, level.robust, pull, steady, springs)
+        return turns, shifts
+
     def _next(self, frame: int, poses: list[Pose]) -> Pose:
         """The pose of a frame from those before."""
-        levels = self.swing.levels
         starts = [poses[-1]]
         if frame > 1:
             starts.append(between(*poses[-2:], 1.0 + self.settings.ahead))
-        best = min((self._follow(frame, start, levels) for start in starts), key=lambda pose: self._excess(frame, pose))
+        best = self._best_of(frame, starts)
         here, last = self._excess(frame, best), self._excess(frame - 1, poses[-1])
         if self._explained(frame, best) or here < self.swing.grown * last:
             return best
-        swung = [self._follow(frame, start, levels) for start in self._swings(frame, poses[-1])]
-        other = min(swung, key=lambda pose: self._excess(frame, pose))
-        return other if self._excess(frame, other) < self.settings.clearly * here else best
+        if not self.stretching:
+            best = self._clearly(frame, best, self._best_of(frame, self._swings(frame, poses[-1])))
+            self._stretch(True)
+            other = self._best_of(frame, starts)
+            best, rigid = self._clearly(frame, best, other), best
+            self._stretch(best is not rigid)
+        return best
+
+    def _stretch(self, yes: bool) -> None:
+        """From now on parts may change their size, and stay where they touch; or they are rigid and may come apart."""
+        self.stretching = yes
+        tears = math.inf if yes else self.swing.tears
+        self.settings = replace(self.settings, tears=tears, yields=tears)
+
+    def _best_of(self, frame: int, starts: list[Pose]) -> Pose:
+        """Of what a frame leads to from some starts, what explains it best."""
+        found = [self._follow(frame, start, self.swing.levels) for start in starts]
+        return min(found, key=lambda pose: self._excess(frame, pose))
+
+    def _clearly(self, frame: int, pose: Pose, other: Pose) -> Pose:
+        """The other pose where it explains the frame clearly better."""
+        return other if self._excess(frame, other) < self.settings.clearly * self._excess(frame, pose) else pose
 
     def _swings(self, frame: int, pose: Pose) -> list[Pose]:
         """Of all that the parts could do from a pose, what looks most like the frame."""
@@ -111,10 +156,9 @@ class PartTracker(Tracker):
     def _swings_of(self, zone: Zone, pose: Pose) -> list[Pose]:
         """All that one part could do from a pose; its axes have moved with the part that it touches."""
         make = {"dtype": self.rig.centres.dtype}
-        other = int(self.sample_skin[1][zone.held_by[0], 0])
-        turn, centre = pose[0][other], self.rig.centres[other]
+        turn, centre = pose[0][zone.other], self.rig.centres[zone.other]
         axes = torch.tensor(zone.axes, **make)
-        points = (axes[:, 0] - centre) @ turn.T + centre + pose[1][other]
+        points = (axes[:, 0] - centre) @ turn.T + centre + pose[1][zone.other]
         found = []
         for point, direction in zip(points, axes[:, 1] @ turn.T, strict=True):
             for angle in self.swing.turns:
@@ -146,19 +190,19 @@ def _moved(rig: Rig, pose: Pose, bone: int, turn: Tensor, point: Tensor, shift: 
     return turns, shifts
 
 
-def _part_rig(rig: Rig, part: Tensor, contact: float) -> Rig:
+def _part_rig(rig: Rig, part: Tensor, zones: list[Zone], contact: float) -> Rig:
     """One bone for all bones of each part; part [B] of the bones."""
     count = int(part.max()) + 1
-    members = torch.nn.functional.one_hot(part, count).to(rig.node_weights)
-    weights = rig.node_weights @ members
+    weights = rig.node_weights @ torch.nn.functional.one_hot(part, count).to(rig.node_weights)
     nodes = torch.from_numpy(rig.graph.nodes).to(weights)
-    between_parts = part[rig.links[:, 0]] != part[rig.links[:, 1]]
+    pairs = [(zone.part, zone.other) for zone in zones for _ in zone.joints]
+    joints = torch.tensor(np.array([zone.joints for zone in zones]).reshape(-1, 3)).to(weights)
     return replace(
         rig,
         centres=(weights / weights.sum(dim=0)).T @ nodes,
         node_weights=weights,
-        links=part[rig.links[between_parts]],
-        joints=rig.joints[between_parts],
-        strength=torch.full_like(rig.strength[between_parts], contact),
+        links=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        joints=joints,
+        strength=torch.full((len(pairs),), contact),
         part=torch.arange(count),
     )

@@ -66,6 +66,7 @@ class TrackSettings:
     wide: tuple[Level, ...] = (Level(32, 5, 10.0, 0.3), Level(32, 4, 3.0, 0.3))  # before the levels, from afar
     explained: float = 0.25  # share of standing still's error below which no other start is tried
     clearly: float = 0.85  # share of the error below which another start's pose is taken
+    whole: float = 0.7  # share of standing still's error below which poses of whole parts may be all there is to find
     upheld: float = 0.9  # share of standing still's error above which a frame's pose is not believed
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
@@ -78,6 +79,7 @@ class TrackSettings:
     keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
     edge: float = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
     tolerance: float = 0.01  # mean squared colour difference at which a match counts half
+    guessed: float = 1.0  # weight of patches whose colour no view shows at rest, beside those that one does
     outline: float = 1.0  # weight of a pixel where the outlines differ
     outline_reach: float = 0.12  # of the picture: outlines farther apart are something else's
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
@@ -165,14 +167,14 @@ class Tracker:
         return turns, shifts
 
     def _enough(self, poses: Pose) -> bool:
-        """Whether poses of whole parts explain some frames about as well as what the bones find from there."""
-        whole, free = 0.0, 0.0
-        for frame in {self.frames - 1, self.frames // 2, self.frames // 4} - {0}:
+        """Whether poses of whole parts explain the video, and about as well as what the bones find from there."""
+        still, whole, free = 0.0, 0.0, 0.0
+        for frame in sorted({max(share * self.frames // 4, 1) for share in (1, 2, 3)}):
             pose = poses[0][frame], poses[1][frame]
+            still += self._excess(frame, rest_pose(len(self.rig.centres)))
             whole += self._excess(frame, pose)
             free += self._excess(frame, self._follow(frame, pose, self.settings.levels))
-        print("ENOUGH", whole, free)
-        return self.settings.clearly * whole < free
+        return whole < self.settings.whole * still and self.settings.clearly * whole < free
 
     def _explained(self, frame: int, pose: Pose) -> bool:
         """Whether no other start need be tried."""
@@ -285,7 +287,7 @@ class Tracker:
         moved -= self._still(size)[view, sample]
         area = (image[..., 3] > 0.5).sum(axis=(1, 2)) * (64 / size) ** 2
         weight = (area / np.maximum(np.bincount(view, minlength=len(area)), 1))[view] / (1 + cost / options.tolerance)
-        weight *= self.known[sample]  # the colours of what no view shows at rest are guesses
+        weight *= np.where(self.known[sample], 1.0, options.guessed)
         near, move = outline_pulls(image[..., 3], target[..., 3], view, where, options.outline_reach * size)
         unit = move / np.linalg.norm(move, axis=1, keepdims=True)
         return Matches(

@@ -13,6 +13,7 @@ from backend.motion.correspondence import find_correspondences, straight_colours
 from backend.motion.evidence import Pose
 from backend.motion.fields import frame_times
 from backend.motion.graph import SurfaceGraph, build_graph, nearest_owner, sample_surface
+from backend.motion.growth import GrowingField
 from backend.motion.hexplane import HexPlane
 from backend.motion.observations import observe
 from backend.motion.render_fit import fit_by_rendering
@@ -140,11 +141,16 @@ def fit_by_tracking(
         done += 1
         callback(done, steps)
 
-    def whole_parts() -> Pose | None:
-        parts = PartTracker(*given)
-        return parts.run(lambda: callback(done, steps)) if parts.useful else None
+    parts: list[PartTracker] = []
 
-    return RigField(rig, *Tracker(*given).run(step_done, whole_parts))
+    def whole_parts() -> Pose | None:
+        parts.append(PartTracker(*given))
+        return parts[0].run(lambda: callback(done, steps)) if parts[0].useful else None
+
+    poses = Tracker(*given).run(step_done, whole_parts)
+    if parts and parts[0].stretching:
+        return GrowingField(rig, poses, parts[0].part_of_bone, parts[0].axes)
+    return RigField(rig, *poses)
 
 
 def _rest_samples(subject: protocol.Subject, graph: SurfaceGraph, count: int) -> tuple[np.ndarray, np.ndarray]:

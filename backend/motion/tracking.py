@@ -25,6 +25,7 @@ from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
 from backend.motion.rig_fit import NormalEquations, noise_of
 from backend.motion.rotations import rotation_vector_to_matrix
+from backend.motion.stillness import drifted, only_drifts
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
 from backend.motion.view_drift import estimate_drift, take_off_drift
 
@@ -67,6 +68,7 @@ class TrackSettings:
     explained: float = 0.25  # share of standing still's error below which no other start is tried
     clearly: float = 0.85  # share of the error below which another start's pose is taken
     whole: float = 0.7  # share of standing still's error below which poses of whole parts may be all there is to find
+    doubtful: float = 0.5  # share of standing still's error above which drifting views may be all there is
     upheld: float = 0.9  # share of standing still's error above which a frame's pose is not believed
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
@@ -197,6 +199,8 @@ class Tracker:
         rest = rest_pose(len(self.rig.centres))
         still = np.array([self._excess(frame, rest) for frame in range(self.frames)])
         found = np.array([self._excess(frame, (poses[0][frame], poses[1][frame])) for frame in range(self.frames)])
+        if found.sum() > self.settings.doubtful * still.sum() and only_drifts(still, found, self._drifting()):
+            return tuple(part.expand(self.frames, *part.shape).clone() for part in rest)
         good = found < self.settings.upheld * still
         good[0] = True
         turns, shifts = bridged(poses, good)
@@ -204,6 +208,18 @@ class Tracker:
             if self._excess(frame, (turns[frame], shifts[frame])) > still[frame]:
                 turns[frame], shifts[frame] = rest
         return turns, shifts
+
+    def _drifting(self) -> np.ndarray:
+        """`_excess` [F] of standing still in views that drift as each frame suggests."""
+        turns, shifts = (part.expand(self.frames, *part.shape) for part in rest_pose(len(self.rig.centres)))
+        level = Level(EVIDENCE, 4, 0.1, 0.1)
+        seen = self._observe(turns, shifts, range(1, self.frames), level)
+        drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
+        drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
+        drawn, focal = self.painter.draw(self.points, EVIDENCE)[0], self.painter.focal(EVIDENCE)
+        wanted = self._picture(EVIDENCE)
+        away = [mismatch(drifted(drawn, drift[k - 1], focal), wanted[:, k]) for k in range(1, self.frames)]
+        return np.array([0.0, *away]) - np.array([0.0] + [self.floor] * (self.frames - 1))
 
     def _excess(self, frame: int, pose: Pose) -> float:
         """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""

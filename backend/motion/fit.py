@@ -101,7 +101,7 @@ def fit_by_correspondence(
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, device)
     callback(1, steps)
-    samples, owner = _rest_samples(subject, graph, options.samples)
+    samples, _ = _rest_samples(subject, graph, options.samples)
     found = find_correspondences(
         straight_colours(frames, matte),
         matte,
@@ -111,7 +111,7 @@ def fit_by_correspondence(
         subject.fovy,
         options.code_threshold,
     )
-    skin = rig.weights(samples, owner)
+    skin = rig.weights(samples, nearest_owner(graph, samples))  # a pixel's code can't tell pieces apart either
     seen = observe(found, samples, skin, subject.condition_c2w, subject.fovy, options.max_per_frame)
     done = 2
     callback(done, steps)

@@ -26,7 +26,7 @@ from backend.motion.stretch import stretched
 from backend.motion.tracking import Level, Tracker, TrackSettings, posed
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
-MAX_ZONES = 6  # the largest parts are tried
+MAX_ZONES = 4  # the largest parts are tried
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class SwingSettings:
     rest: float = 0.03  # stiffness of the contacts as at rest
     tears: float = 0.02  # subject units by which a contact may open before it holds half as much
     unstretched: float = 2e-3  # pull of each part to its size at rest, beside the pixels
-    steady: float = 2e-2  # pull of its size to that of the frames before and after, in the joint rounds
+    temporal: float = 0.4  # of the joint rounds: parts have more pixels than bones to hold against
+    steady: float = 6e-2  # pull of its size to that of the frames before and after, in the joint rounds
     grown: float = 1.1  # times the last frame's error: where following leaves less, no swing is tried
 
 
@@ -75,7 +76,7 @@ class PartTracker(Tracker):
         self.zones = [found[0] for found in zones[:MAX_ZONES]]
         whole = _part_rig(rig, self.part_of_bone, [zone for found in zones for zone in found], swing.contact)
         tears = {"tears": swing.tears, "yields": swing.tears}
-        settings = replace(settings, guessed=0.0, rest=swing.rest, **tears)
+        settings = replace(settings, guessed=0.0, rest=swing.rest, temporal=swing.temporal, **tears)
         super().__init__(subject, graph, whole, samples, frames, matte, settings)
 
     @property

@@ -22,7 +22,7 @@ from backend.motion.graph import SurfaceGraph
 from backend.motion.observations import Observations
 from backend.motion.parts import Zone, contact_zones, group_pieces
 from backend.motion.rotations import rotation_vector_to_matrix
-from backend.motion.stretch import stretched
+from backend.motion.stretch import Hold, stretched
 from backend.motion.tracking import Level, Tracker, TrackSettings, posed
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
@@ -66,23 +66,19 @@ class PartTracker(Tracker):
         settings: TrackSettings,
         swing: SwingSettings = SwingSettings(),
     ) -> None:
-        """As of `Tracker`, for which the poses are."""
+        """As of `Tracker`, for which the poses are; not `useful` where there is but one part, or too many."""
         bone = rig.node_weights.argmax(dim=1).numpy()[samples[1]]
         part_of_piece = group_pieces(samples[0], rig.part.numpy()[bone])
         self.stretching = False
         self.bones, self.swing, self.part_of_bone = rig, swing, torch.from_numpy(part_of_piece)[rig.part]
-        zones = contact_zones(samples[0], self.part_of_bone.numpy()[bone])
+        self.useful = 0 < part_of_piece.max() < MAX_PARTS
+        zones = contact_zones(samples[0], self.part_of_bone.numpy()[bone]) if self.useful else []
         self.axes = torch.tensor(np.array([found[0].slides for found in zones]), dtype=rig.centres.dtype)
         self.zones = [found[0] for found in zones[:MAX_ZONES]]
         whole = _part_rig(rig, self.part_of_bone, [zone for found in zones for zone in found], swing.contact)
         tears = {"tears": swing.tears, "yields": swing.tears}
         settings = replace(settings, guessed=0.0, rest=swing.rest, temporal=swing.temporal, **tears)
         super().__init__(subject, graph, whole, samples, frames, matte, settings)
-
-    @property
-    def useful(self) -> bool:
-        """Whether there are parts at all, and few enough."""
-        return 1 < len(self.rig.centres) <= MAX_PARTS
 
     def run(self, step_done: Callable[[], None]) -> Pose:
         """Matrices [F, B, 3, 3] and translations [F, B, 3] of the bones proper, each moving with its part.
@@ -110,9 +106,9 @@ class PartTracker(Tracker):
     ) -> Pose:
         turns, shifts = super()._solve(seen, turns, shifts, level, since)
         if self.stretching:
-            pull, steady = self.swing.unstretched, 0.0 if since is not None else self.swing.steady
-            springs = self.settings.rest, self.settings.tears
-            turns, shifts = stretched(self.rig, seen, turns, shifts, self.axes, level.robust, pull, steady, springs)
+            options, steady = self.settings, 0.0 if since is not None else self.swing.steady
+            hold = Hold(self.swing.unstretched, steady, options.rest, options.tears)
+            turns, shifts = stretched(self.rig, seen, turns, shifts, self.axes, level.robust, hold)
         return turns, shifts
 
     def _next(self, frame: int, poses: list[Pose]) -> Pose:

@@ -219,7 +219,7 @@ class Tracker:
         drawn, focal = self.painter.draw(self.points, EVIDENCE)[0], self.painter.focal(EVIDENCE)
         wanted = self._picture(EVIDENCE)
         away = [mismatch(drifted(drawn, drift[k - 1], focal), wanted[:, k]) for k in range(1, self.frames)]
-        return np.array([0.0, *away]) - np.array([0.0] + [self.floor] * (self.frames - 1))
+        return np.array([0.0, *(one - self.floor for one in away)])
 
     def _excess(self, frame: int, pose: Pose) -> float:
         """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""

@@ -47,7 +47,11 @@ class Rig:
     spread: float  # typical distance between neighbouring bones
 
     def weights(self, points: np.ndarray, owner: np.ndarray) -> torch.Tensor:
-        """Weights [N, B] at points [N, 3] whose graph nodes are `owner` [N]: smooth between neighbouring nodes."""
+        """Weights [N, B] at points [N, 3] whose graph nodes are `owner` [N]."""
+        return self.at_points(self.node_weights, points, owner)
+
+    def at_points(self, values: torch.Tensor, points: np.ndarray, owner: np.ndarray) -> torch.Tensor:
+        """Values [M, C] of the nodes at points [N, 3] -> [N, C]: smooth between neighbouring nodes."""
         around = self.graph.neighbours[owner]  # [N, K]
         squared = ((self.graph.nodes[around] - points[:, None]) ** 2).sum(axis=-1)
         own_reach = ((self.graph.nodes[around] - self.graph.nodes[owner][:, None]) ** 2).sum(axis=-1)
@@ -55,11 +59,11 @@ class Rig:
         mix = np.exp(-4.0 * squared / np.maximum(reach, 1e-12))
         mix[:, 1:] *= around[:, 1:] != around[:, :1]  # the padding repeats the node itself
         mix[:, 0] += 1e-9
-        mix = torch.from_numpy(mix / mix.sum(axis=1, keepdims=True)).to(self.node_weights)
-        picked = torch.from_numpy(around).to(self.node_weights.device)
-        result = mix[:, :1] * self.node_weights[picked[:, 0]]
+        mix = torch.from_numpy(mix / mix.sum(axis=1, keepdims=True)).to(values)
+        picked = torch.from_numpy(around).to(values.device)
+        result = mix[:, :1] * values[picked[:, 0]]
         for k in range(1, around.shape[1]):
-            result += mix[:, k : k + 1] * self.node_weights[picked[:, k]]
+            result += mix[:, k : k + 1] * values[picked[:, k]]
         return result
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
+from backend.motion.rotations import matrix_to_rotation_vector, nearest_rotation, rotation_vector_to_matrix
 
 CLIP = 0.3  # differences of colour and alpha above this are all equally wrong
 
@@ -39,9 +39,15 @@ def bridged(poses: Pose, good: np.ndarray) -> Pose:
 
 
 def between(first: Pose, second: Pose, share: float) -> Pose:
-    """The pose at a share of the way from one to another; beyond the second where it is above 1."""
-    turn = matrix_to_rotation_vector(second[0] @ first[0].transpose(-1, -2))
-    return rotation_vector_to_matrix(share * turn) @ first[0], first[1] + share * (second[1] - first[1])
+    """The pose at a share of the way from one to another; beyond the second where it is above 1.
+
+    Bones that stretch have matrices that are no rotations: what is not turn goes its share of the way, too.
+    """
+    change = second[0] @ torch.linalg.inv(first[0])
+    turn = nearest_rotation(change)
+    stretch = torch.lerp(torch.eye(3), turn.transpose(-1, -2) @ change, share)
+    turn = rotation_vector_to_matrix(share * matrix_to_rotation_vector(turn))
+    return turn @ stretch @ first[0], first[1] + share * (second[1] - first[1])
 
 
 def rest_pose(bones: int) -> Pose:

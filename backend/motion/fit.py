@@ -10,14 +10,17 @@ import torch
 from backend import protocol
 from backend.motion.bones import CHUNK, RigField, build_rig
 from backend.motion.correspondence import find_correspondences, straight_colours
+from backend.motion.evidence import Pose
 from backend.motion.fields import frame_times
-from backend.motion.graph import build_graph, nearest_owner, sample_surface
+from backend.motion.graph import SurfaceGraph, build_graph, nearest_owner, sample_surface
+from backend.motion.growth import GrowingField
 from backend.motion.hexplane import HexPlane
 from backend.motion.observations import observe
 from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig
 from backend.motion.settings import FitSettings, preset
 from backend.motion.start import start_poses
+from backend.motion.swings import PartTracker
 from backend.motion.tracking import Tracker
 from backend.splats.gaussians import Gaussians
 
@@ -98,7 +101,7 @@ def fit_by_correspondence(
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, device)
     callback(1, steps)
-    samples = _rest_samples(subject, options.samples)
+    samples, _ = _rest_samples(subject, graph, options.samples)
     found = find_correspondences(
         straight_colours(frames, matte),
         matte,
@@ -108,7 +111,7 @@ def fit_by_correspondence(
         subject.fovy,
         options.code_threshold,
     )
-    skin = rig.weights(samples, nearest_owner(graph, samples))
+    skin = rig.weights(samples, nearest_owner(graph, samples))  # a pixel's code can't tell pieces apart either
     seen = observe(found, samples, skin, subject.condition_c2w, subject.fovy, options.max_per_frame)
     done = 2
     callback(done, steps)
@@ -129,7 +132,7 @@ def fit_by_tracking(
     steps = 2 * frames.shape[1] - 2 + len(options.joint)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
-    tracker = Tracker(subject, graph, rig, _rest_samples(subject, options.samples), frames, matte, options)
+    given = (subject, graph, rig, _rest_samples(subject, graph, options.samples), frames, matte, options)
     done = 1
     callback(done, steps)
 
@@ -138,16 +141,27 @@ def fit_by_tracking(
         done += 1
         callback(done, steps)
 
-    return RigField(rig, *tracker.run(step_done))
+    parts: list[PartTracker] = []
+
+    def whole_parts() -> Pose | None:
+        parts.append(PartTracker(*given))
+        return parts[0].run(lambda: callback(done, steps)) if parts[0].useful else None
+
+    poses = Tracker(*given).run(step_done, whole_parts)
+    if parts and parts[0].stretching:
+        return GrowingField(rig, poses, parts[0].part_of_bone, parts[0].axes)
+    return RigField(rig, *poses)
 
 
-def _rest_samples(subject: protocol.Subject, count: int) -> np.ndarray:
-    """Points [M, 3] float64 all over the rest surface; the vertices where there are no faces."""
+def _rest_samples(subject: protocol.Subject, graph: SurfaceGraph, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [M, 3] float64 all over the rest surface (the vertices where there are no faces), and their nodes [M]."""
     if not len(subject.faces):
         chosen = np.random.default_rng(0).permutation(len(subject.vertices))[:count]
-        return subject.vertices[chosen].astype(np.float64)
+        return subject.vertices[chosen].astype(np.float64), graph.owner[chosen]
     face, barycentric = sample_surface(subject.vertices, subject.faces, count)
-    return (barycentric[..., None] * subject.vertices[subject.faces[face]].astype(np.float64)).sum(axis=1)
+    samples = (barycentric[..., None] * subject.vertices[subject.faces[face]].astype(np.float64)).sum(axis=1)
+    component = graph.component[graph.owner[subject.faces[face, 0]]]
+    return samples, nearest_owner(graph, samples, component)
 
 
 def read_offsets(

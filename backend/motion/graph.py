@@ -147,9 +147,18 @@ def _nearest_along(edges: csr_matrix, nodes: np.ndarray) -> np.ndarray:
     return result
 
 
-def nearest_owner(graph: SurfaceGraph, points: np.ndarray) -> np.ndarray:
-    """The node nearest to each point [N, 3], for points that are no vertices of the subject -> [N] int."""
-    return cKDTree(graph.nodes).query(points)[1]
+def nearest_owner(graph: SurfaceGraph, points: np.ndarray, component: np.ndarray | None = None) -> np.ndarray:
+    """The node nearest to each point [N, 3], for points that are no vertices of the subject -> [N] int.
+
+    component [N]: to which connected part a point belongs, where that is known; a plank is not the iron it lies under.
+    """
+    if component is None:
+        return cKDTree(graph.nodes).query(points)[1]
+    owner = np.zeros(len(points), np.int64)
+    for part in np.unique(component):
+        nodes, mine = np.flatnonzero(graph.component == part), component == part
+        owner[mine] = nodes[cKDTree(graph.nodes[nodes]).query(points[mine])[1]]
+    return owner
 
 
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ at last all frames are matched and solved together. Drawing and matching run on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,12 +19,13 @@ from backend import protocol
 from backend.motion.bones import Joints, Rig, bone_affine
 from backend.motion.correspondence import project
 from backend.motion.evidence import Pose, between, bridged, mismatch, rest_pose
-from backend.motion.graph import SurfaceGraph, nearest_owner
+from backend.motion.graph import SurfaceGraph
 from backend.motion.observations import BONES_PER_POINT, Observations
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
 from backend.motion.rig_fit import NormalEquations, noise_of
 from backend.motion.rotations import rotation_vector_to_matrix
+from backend.motion.stillness import drifted, only_drifts
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
 from backend.motion.view_drift import estimate_drift, take_off_drift
 
@@ -65,6 +67,8 @@ class TrackSettings:
     wide: tuple[Level, ...] = (Level(32, 5, 10.0, 0.3), Level(32, 4, 3.0, 0.3))  # before the levels, from afar
     explained: float = 0.25  # share of standing still's error below which no other start is tried
     clearly: float = 0.85  # share of the error below which another start's pose is taken
+    whole: float = 0.7  # share of standing still's error below which poses of whole parts may be all there is to find
+    doubtful: float = 0.5  # share of standing still's error above which drifting views may be all there is
     upheld: float = 0.9  # share of standing still's error above which a frame's pose is not believed
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
@@ -77,11 +81,13 @@ class TrackSettings:
     keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
     edge: float = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
     tolerance: float = 0.01  # mean squared colour difference at which a match counts half
+    guessed: float = 1.0  # weight of patches whose colour no view shows at rest, beside those that one does
     outline: float = 1.0  # weight of a pixel where the outlines differ
     outline_reach: float = 0.12  # of the picture: outlines farther apart are something else's
     ahead: float = 0.5  # share of the last frame's motion by which a frame's start is ahead (1.0 overshoots at turns)
     loose: float = 1.0  # stiffness between separate parts of the mesh, at most
     rest: float = 0.03  # stiffness of the joints as at rest, while a frame keeps to the last one's
+    tears: float = math.inf  # subject units by which a joint may open in a frame before it holds half as much
     clean: float = 0.006  # median error of a clean video's matches; farther off ones count less beside the joints
     yields: float = 0.02  # subject units: joints that all frames pull farther apart hold less: some skins stretch
     temporal: float = 0.1  # of the joint rounds: .03 left 1.3 times the true jitter, .3 takes motion away
@@ -107,38 +113,52 @@ class Tracker:
         subject: protocol.Subject,
         graph: SurfaceGraph,
         rig: Rig,
-        samples: np.ndarray,
+        samples: tuple[np.ndarray, np.ndarray],
         frames: np.ndarray,
         matte: np.ndarray,
         settings: TrackSettings,
     ) -> None:
-        """samples [M, 3] on the rest surface; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
-        self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples
+        """samples [M, 3] on the rest surface, and their nodes [M]; frames [4, F, S, S, C] uint8; matte [4, F, S, S]."""
+        self.subject, self.rig, self.settings, self.samples = subject, rig, settings, samples[0]
         self.pictures = {frames.shape[2]: on_grey(frames, matte)}
         self.largest, self.frames = frames.shape[2], frames.shape[1]
         points, faces, vertex = drawn_mesh(subject.vertices, subject.faces, subject.weld)
         self.points = points
         self.point_skin = _heaviest(rig.weights(points, graph.owner[vertex]))
-        self.sample_skin = _heaviest(rig.weights(samples, nearest_owner(graph, samples)))
+        self.sample_skin = _heaviest(rig.weights(*samples))
         first = self.pictures[self.largest][:, 0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
+        self.known = np.zeros(len(self.samples), bool)
+        self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
         self.bias: dict[int, np.ndarray] = {}
         self.floor: float | None = None
 
-    def run(self, step_done: Callable[[], None]) -> Pose:
+    def run(self, step_done: Callable[[], None], whole_parts: Callable[[], Pose | None] = lambda: None) -> Pose:
         """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones; frame 0 is the rest.
 
         `step_done` is called for each frame, there and back, and each joint round; it raises to end the fit.
+        whole_parts: called once, where a frame is not explained, for poses of all frames to start from (or None);
+        they are the result where bones of their own explain the video hardly better.
         """
-        poses = [rest_pose(len(self.rig.centres))]
+        poses, other = [rest_pose(len(self.rig.centres))], None
         for frame in range(1, self.frames):
             ahead = between(*poses[-2:], 1.0 + self.settings.ahead) if frame > 1 else poses[0]
-            poses.append(self._better(frame, self._follow(frame, ahead, self.settings.levels), poses[0]))
+            pose = self._follow(frame, ahead, self.settings.levels)
+            if other is None and not self._explained(frame, pose):
+                other = whole_parts() or ()
+                if other and self._enough(other):
+                    return self._upheld(other)
+            if other:
+                pose = self._better(frame, pose, (other[0][frame], other[1][frame]), self.settings.levels)
+            poses.append(self._better(frame, pose, poses[0]))
             step_done()
         for frame in range(self.frames - 2, 0, -1):
             poses[frame] = self._better(frame, poses[frame], poses[frame + 1])
             step_done()
-        turns, shifts = (torch.stack(part) for part in zip(*poses, strict=True))
+        return self._upheld(self._jointly(*(torch.stack(part) for part in zip(*poses, strict=True)), step_done))
+
+    def _jointly(self, turns: Tensor, shifts: Tensor, step_done: Callable[[], None]) -> Pose:
+        """All frames matched and solved together."""
         drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
             seen = self._observe(turns, shifts, range(1, self.frames), level)
@@ -146,17 +166,32 @@ class Tracker:
             drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
             turns, shifts = self._solve(take_off_drift(seen, drift), turns, shifts, level)
             step_done()
-        return self._upheld((turns, shifts))
+        return turns, shifts
 
-    def _better(self, frame: int, pose: Pose, start: Pose) -> Pose:
+    def _enough(self, poses: Pose) -> bool:
+        """Whether poses of whole parts explain the video, and about as well as what the bones find from there."""
+        still, whole, free = 0.0, 0.0, 0.0
+        for frame in sorted({max(share * self.frames // 4, 1) for share in (1, 2, 3)}):
+            pose = poses[0][frame], poses[1][frame]
+            still += self._excess(frame, rest_pose(len(self.rig.centres)))
+            whole += self._excess(frame, pose)
+            free += self._excess(frame, self._follow(frame, pose, self.settings.levels))
+        return whole < self.settings.whole * still and self.settings.clearly * whole < free
+
+    def _explained(self, frame: int, pose: Pose) -> bool:
+        """Whether no other start need be tried."""
+        still = self._excess(frame, rest_pose(len(self.rig.centres)))
+        return still < STILL or self._excess(frame, pose) < self.settings.explained * still
+
+    def _better(self, frame: int, pose: Pose, start: Pose, levels: tuple[Level, ...] = ()) -> Pose:
         """The pose, or what the frame leads to from another start where that explains it clearly better.
 
         Only clearly: where all is of one colour, a leg in the other's place looks about as good.
         """
-        here, still = self._excess(frame, pose), self._excess(frame, rest_pose(len(self.rig.centres)))
-        if still < STILL or here < self.settings.explained * still:
+        if self._explained(frame, pose):
             return pose
-        other = self._follow(frame, start, self.settings.wide + self.settings.levels)
+        other = self._follow(frame, start, levels or self.settings.wide + self.settings.levels)
+        here = self._excess(frame, pose)
         return other if self._excess(frame, other) < self.settings.clearly * here else pose
 
     def _upheld(self, poses: Pose) -> Pose:
@@ -164,6 +199,8 @@ class Tracker:
         rest = rest_pose(len(self.rig.centres))
         still = np.array([self._excess(frame, rest) for frame in range(self.frames)])
         found = np.array([self._excess(frame, (poses[0][frame], poses[1][frame])) for frame in range(self.frames)])
+        if found.sum() > self.settings.doubtful * still.sum() and only_drifts(still, found, self._drifting()):
+            return tuple(part.expand(self.frames, *part.shape).clone() for part in rest)
         good = found < self.settings.upheld * still
         good[0] = True
         turns, shifts = bridged(poses, good)
@@ -171,6 +208,18 @@ class Tracker:
             if self._excess(frame, (turns[frame], shifts[frame])) > still[frame]:
                 turns[frame], shifts[frame] = rest
         return turns, shifts
+
+    def _drifting(self) -> np.ndarray:
+        """`_excess` [F] of standing still in views that drift as each frame suggests."""
+        turns, shifts = (part.expand(self.frames, *part.shape) for part in rest_pose(len(self.rig.centres)))
+        level = Level(EVIDENCE, 4, 0.1, 0.1)
+        seen = self._observe(turns, shifts, range(1, self.frames), level)
+        drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
+        drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
+        drawn, focal = self.painter.draw(self.points, EVIDENCE)[0], self.painter.focal(EVIDENCE)
+        wanted = self._picture(EVIDENCE)
+        away = [mismatch(drifted(drawn, drift[k - 1], focal), wanted[:, k]) for k in range(1, self.frames)]
+        return np.array([0.0, *(one - self.floor for one in away)])
 
     def _excess(self, frame: int, pose: Pose) -> float:
         """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""
@@ -209,8 +258,8 @@ class Tracker:
                 system.add_links(level.stiffness * noise, loose * noise, yields=options.yields)
                 system.add_time(options.temporal * noise**0.5)
             else:
-                system.add_links(options.rest, options.rest)
-                system.add_links(level.stiffness, loose, since)
+                system.add_links(options.rest, options.rest, yields=options.tears)
+                system.add_links(level.stiffness, loose, since, options.tears)
             system.add_prior(options.prior)
             turn, shift = system.solve()
             turns, shifts = turns.clone(), shifts.clone()
@@ -254,6 +303,7 @@ class Tracker:
         moved -= self._still(size)[view, sample]
         area = (image[..., 3] > 0.5).sum(axis=(1, 2)) * (64 / size) ** 2
         weight = (area / np.maximum(np.bincount(view, minlength=len(area)), 1))[view] / (1 + cost / options.tolerance)
+        weight *= np.where(self.known[sample], 1.0, options.guessed)
         near, move = outline_pulls(image[..., 3], target[..., 3], view, where, options.outline_reach * size)
         unit = move / np.linalg.norm(move, axis=1, keepdims=True)
         return Matches(

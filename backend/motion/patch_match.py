@@ -11,6 +11,7 @@ CLIP = 0.3  # colour differences above this are all equally wrong: occlusions, h
 FAR = 1e9
 STRAY = 1.5  # pixels that the fine steps may leave the place that the search found
 FINE_STEPS = 3
+DAMPING = 5e-5  # squared gradient per pixel that keeps the fine steps short where there is nothing to see
 
 
 @njit(cache=True, fastmath=True)
@@ -154,7 +155,7 @@ def match_patches(source, target, view, place, radius, reach, keep, edge):
         sums = np.empty(7)
         for _ in range(FINE_STEPS):
             _system(source[k], across[k], down[k], target[k], cx[n], cy[n], u, v, radius, sums)
-            pull = 0.05 * edge * max(sums[6], 1.0) + 0.01 * (sums[0] + sums[2])
+            pull = DAMPING * max(sums[6], 1.0) + 0.01 * (sums[0] + sums[2])
             xx, xy, yy = sums[0] + pull, sums[1], sums[2] + pull
             det = xx * yy - xy * xy
             u += (yy * sums[3] - xy * sums[4]) / det

@@ -13,7 +13,7 @@ from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
 from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
 from backend.motion.settings import STANDARD
-from backend.motion.surface_views import MAX_DRAWN, Painter, drawn_mesh
+from backend.motion.surface_views import FAR, MAX_DRAWN, Painter, drawn_mesh, surface_colours
 from backend.motion.tracking import on_grey, resized
 from backend.training.render import render
 
@@ -169,3 +169,27 @@ def test_a_galloping_horse_is_followed() -> None:
     poses = protocol.transform_points(to_subject, world)
     video = coloured_video(poses, faces, stripes(poses[0]))
     assert unexplained(track(make_subject(poses[0], faces), video), poses) < 0.25
+
+
+def test_what_the_outline_cut_is_no_hole_once_the_surface_turns(bending) -> None:
+    subject, poses, faces = bending
+    video = coloured_video(poses[:1], faces, stripes(poses[0]))
+    first = on_grey(video.frames, video.frames[..., 3] / 255.0)[:, 0]
+    points, triangles, _ = drawn_mesh(subject.vertices, subject.faces, subject.weld)
+    painter = Painter(points, triangles, subject.condition_c2w, subject.fovy, first)
+    about_its_axis = rotation_vector_to_matrix(torch.tensor([0.0, 0.0, 1.0])).numpy()
+    drawn, depths = painter.draw(points @ about_its_axis.T, SIZE)
+    covered = (depths < FAR).reshape(4, SIZE, 2, SIZE, 2).all(axis=(2, 4))
+    assert np.percentile(drawn[..., 3][covered], 5) > 0.95  # .82 where cut pixels are drawn as see-through
+
+
+def test_what_is_see_through_inside_of_the_outline_stays_so() -> None:
+    picture = np.full((1, 16, 16, 4), 0.5, np.float32)
+    picture[0, 2:14, 2:14] = [0.9, 0.1, 0.1, 1.0]
+    picture[0, 6:10, 6:10] = [0.5, 0.5, 0.5, 0.0]
+    picture[0, :2, :, 3] = picture[0, 14:, :, 3] = picture[0, :, :2, 3] = picture[0, :, 14:, 3] = 0.0
+    covered = np.zeros((1, 32, 32), bool)
+    covered[:, 4:28, 4:28] = True
+    alpha = surface_colours(picture, covered)[0, ..., 3]
+    assert alpha[7:9, 7:9].max() < 0.01
+    assert alpha[2, 2:14].min() > 0.9 and alpha[1, 3:13].min() > 0.9  # the outline, and a pixel beyond

@@ -9,68 +9,106 @@ from numba import njit, prange
 
 CLIP = 0.3  # colour differences above this are all equally wrong: occlusions, highlights
 FAR = 1e9
-EDGE = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
 STRAY = 1.5  # pixels that the fine steps may leave the place that the search found
 FINE_STEPS = 3
+DAMPING = 5e-5  # squared gradient per pixel that keeps the fine steps short where there is nothing to see
 
 
 @njit(cache=True, fastmath=True)
-def _cost(source, target, cx, cy, dx, dy, radius, best):
-    """Mean clipped squared difference of patches about (cx, cy) and (cx + dx, cy + dy); stops above `best`."""
+def _differences(source, target, x0, y0, dx, dy, out):
+    """Into out [H, W]: clipped squared differences of source's pixels from (x0, y0) on and target's (dx, dy) away."""
     size = source.shape[0]
-    total, count = 0.0, 0
-    limit = best * (2 * radius + 1) ** 2
-    for y in range(max(cy - radius, 0), min(cy + radius, size - 1) + 1):
-        ty = min(max(y + dy, 0), size - 1)
-        for x in range(max(cx - radius, 0), min(cx + radius, size - 1) + 1):
-            tx = min(max(x + dx, 0), size - 1)
-            squared = 0.0
+    most = np.float32(CLIP * CLIP)
+    for y in range(out.shape[0]):
+        ty = min(max(y + y0 + dy, 0), size - 1)
+        for x in range(out.shape[1]):
+            tx = min(max(x + x0 + dx, 0), size - 1)
+            squared = np.float32(0.0)
             for k in range(source.shape[2]):
-                away = source[y, x, k] - target[ty, tx, k]
+                away = source[y + y0, x + x0, k] - target[ty, tx, k]
                 squared += away * away
-            total += min(squared, CLIP * CLIP)
-            count += 1
-        if total > limit:
-            return FAR
-    return total / max(count, 1)
+            out[y, x] = min(squared, most)
+
+
+@njit(cache=True, fastmath=True)
+def _add_up(values, sums):
+    """Sums [H + 1, W + 1] over all of values [H, W] above and left of each place."""
+    for y in range(values.shape[0]):
+        row = 0.0
+        for x in range(values.shape[1]):
+            row += values[y, x]
+            sums[y + 1, x + 1] = row
+        for x in range(values.shape[1]):
+            sums[y + 1, x + 1] += sums[y, x + 1]
 
 
 @njit(cache=True, fastmath=True)
 def _search(source, target, cx, cy, radius, reach, keep):
-    """The whole displacement of least cost, and that cost; nearer ones first."""
-    best, bx, by = FAR, 0, 0
+    """The whole displacements of least cost of patches about (cx, cy) [N], nearer ones first: [N], [N].
+
+    Each displacement is tried for the whole picture at once: most patches overlap.
+    """
+    size, count = source.shape[0], len(cx)
+    x0, y0 = max(cx.min() - radius, 0), max(cy.min() - radius, 0)
+    wide, high = min(cx.max() + radius + 1, size) - x0, min(cy.max() + radius + 1, size) - y0
+    away, sums = np.empty((high, wide), np.float32), np.zeros((high + 1, wide + 1))
+    best, bx, by = np.full(count, FAR), np.zeros(count, np.int64), np.zeros(count, np.int64)
     for ring in range(reach + 1):
-        if keep * ring * ring > best:
-            break
         for dy in range(-ring, ring + 1):
             step = 1 if abs(dy) == ring else 2 * ring
             for dx in range(-ring, ring + 1, max(step, 1)):
+                _differences(source, target, x0, y0, dx, dy, away)
+                _add_up(away, sums)
                 pull = keep * (dx * dx + dy * dy)
-                if pull > best:
-                    continue
-                here = _cost(source, target, cx, cy, dx, dy, radius, best - pull) + pull
-                if here < best:
-                    best, bx, by = here, dx, dy
-    return bx, by, best - keep * (bx * bx + by * by)
+                for n in range(count):
+                    left, right = max(cx[n] - radius - x0, 0), min(cx[n] + radius + 1 - x0, wide)
+                    top, low = max(cy[n] - radius - y0, 0), min(cy[n] + radius + 1 - y0, high)
+                    total = sums[low, right] - sums[top, right] - sums[low, left] + sums[top, left]
+                    here = total / ((right - left) * (low - top)) + pull
+                    if here < best[n]:
+                        best[n], bx[n], by[n] = here, dx, dy
+    return bx, by
+
+
+@njit(cache=True)
+def _nearest_whole(source, target, view, cx, cy, radius, reach, keep):
+    """`_search` in each picture: view [N], cx [N], cy [N] -> [N], [N]."""
+    bx, by = np.zeros(len(view), np.int64), np.zeros(len(view), np.int64)
+    for k in range(source.shape[0]):
+        mine = np.flatnonzero(view == k)
+        if len(mine) and reach > 0:
+            bx[mine], by[mine] = _search(source[k], target[k], cx[mine], cy[mine], radius, reach, keep)
+    return bx, by
 
 
 @njit(cache=True, fastmath=True)
-def _system(source, target, cx, cy, u, v, radius, out):
-    """Sums over the patch moved by (u, v): gradients (xx, xy, yy), gradient times difference (x, y), error, count."""
+def _system(source, across, down, target, cx, cy, u, v, radius, out):
+    """Sums over the patch moved by (u, v): gradients (xx, xy, yy), gradient times difference (x, y), error, count.
+
+    across, down [S, S, C]: source's gradients. In single precision: these loops are most of the tracker's time.
+    """
     size = source.shape[0]
-    out[:] = 0.0
+    one, bound = np.float32(1.0), np.float32(1.0 / (CLIP * CLIP))
+    iu, iv = int(math.floor(u)), int(math.floor(v))
+    a, b = np.float32(u - iu), np.float32(v - iv)
+    w00, w01, w10, w11 = (one - a) * (one - b), a * (one - b), (one - a) * b, a * b
+    sxx, sxy, syy = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    sx, sy, error = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    count = 0
     for y in range(max(cy - radius, 1), min(cy + radius, size - 2) + 1):
+        y0 = min(max(y + iv, 1), size - 3)
         for x in range(max(cx - radius, 1), min(cx + radius, size - 2) + 1):
-            fx, fy = min(max(x + u, 1.0), size - 2.001), min(max(y + v, 1.0), size - 2.001)
-            x0, y0 = int(fx), int(fy)
-            a, b = fx - x0, fy - y0
-            squared, gxx, gxy, gyy, ex, ey = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            x0 = min(max(x + iu, 1), size - 3)
+            squared, ex, ey = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+            gxx, gxy, gyy = np.float32(0.0), np.float32(0.0), np.float32(0.0)
             for k in range(source.shape[2]):
-                there = (1 - b) * ((1 - a) * target[y0, x0, k] + a * target[y0, x0 + 1, k]) + b * (
-                    (1 - a) * target[y0 + 1, x0, k] + a * target[y0 + 1, x0 + 1, k]
+                there = (
+                    w00 * target[y0, x0, k]
+                    + w01 * target[y0, x0 + 1, k]
+                    + w10 * target[y0 + 1, x0, k]
+                    + w11 * target[y0 + 1, x0 + 1, k]
                 )
-                gx = 0.5 * (source[y, x + 1, k] - source[y, x - 1, k])
-                gy = 0.5 * (source[y + 1, x, k] - source[y - 1, x, k])
+                gx, gy = across[y, x, k], down[y, x, k]
                 away = source[y, x, k] - there
                 squared += away * away
                 gxx += gx * gx
@@ -78,19 +116,21 @@ def _system(source, target, cx, cy, u, v, radius, out):
                 gyy += gy * gy
                 ex += gx * away
                 ey += gy * away
-            w = 1.0 / (1.0 + squared / (CLIP * CLIP))
-            out[0] += w * gxx
-            out[1] += w * gxy
-            out[2] += w * gyy
-            out[3] += w * ex
-            out[4] += w * ey
-            out[5] += min(squared, CLIP * CLIP)
-            out[6] += 1.0
+            share = squared * bound
+            w = one / (one + share)
+            sxx += w * gxx
+            sxy += w * gxy
+            syy += w * gyy
+            sx += w * ex
+            sy += w * ey
+            error += min(share, one)
+            count += 1
+    out[0], out[1], out[2], out[3], out[4], out[5], out[6] = sxx, sxy, syy, sx, sy, error * CLIP * CLIP, count
 
 
 @njit(cache=True, parallel=True)
 def match_patches(source, target, view, place, radius, reach, keep, edge):
-    """Where N patches of the pictures source [K, S, S, C] lie in target [K, S, S, C].
+    """Where N patches of the pictures source [K, S, S, C] float32 lie in target [K, S, S, C] float32.
 
     Args:
         view: [N] int, which picture. place: [N, 2] (x, y) middle of the patch in pixels.
@@ -101,26 +141,27 @@ def match_patches(source, target, view, place, radius, reach, keep, edge):
         direction is told, eigenvalues 0..1.
     """
     count = view.shape[0]
+    across, down = np.zeros_like(source), np.zeros_like(source)
+    across[:, :, 1:-1] = 0.5 * (source[:, :, 2:] - source[:, :, :-2])
+    down[:, 1:-1] = 0.5 * (source[:, 2:] - source[:, :-2])
+    cx, cy = np.floor(place[:, 0]).astype(np.int64), np.floor(place[:, 1]).astype(np.int64)
+    bx, by = _nearest_whole(source, target, view, cx, cy, radius, reach, keep)
     displacement = np.zeros((count, 2))
     cost = np.zeros(count)
     information = np.zeros((count, 2, 2))
     for n in prange(count):
-        a, b = source[view[n]], target[view[n]]
-        cx, cy = int(math.floor(place[n, 0])), int(math.floor(place[n, 1]))
-        bx, by = 0, 0
-        if reach > 0:
-            bx, by, _ = _search(a, b, cx, cy, radius, reach, keep)
-        u, v = float(bx), float(by)
+        k = view[n]
+        u, v = float(bx[n]), float(by[n])
         sums = np.empty(7)
         for _ in range(FINE_STEPS):
-            _system(a, b, cx, cy, u, v, radius, sums)
-            pull = 0.05 * edge * max(sums[6], 1.0) + 0.01 * (sums[0] + sums[2])
+            _system(source[k], across[k], down[k], target[k], cx[n], cy[n], u, v, radius, sums)
+            pull = DAMPING * max(sums[6], 1.0) + 0.01 * (sums[0] + sums[2])
             xx, xy, yy = sums[0] + pull, sums[1], sums[2] + pull
             det = xx * yy - xy * xy
             u += (yy * sums[3] - xy * sums[4]) / det
             v += (xx * sums[4] - xy * sums[3]) / det
-            u, v = min(max(u, bx - STRAY), bx + STRAY), min(max(v, by - STRAY), by + STRAY)
-        _system(a, b, cx, cy, u, v, radius, sums)
+            u, v = min(max(u, bx[n] - STRAY), bx[n] + STRAY), min(max(v, by[n] - STRAY), by[n] + STRAY)
+        _system(source[k], across[k], down[k], target[k], cx[n], cy[n], u, v, radius, sums)
         seen = max(sums[6], 1.0)
         cost[n] = sums[5] / seen
         displacement[n, 0], displacement[n, 1] = u, v
@@ -130,7 +171,7 @@ def match_patches(source, target, view, place, radius, reach, keep, edge):
 
 @njit(cache=True)
 def _root_information(xx, xy, yy, edge, out):
-    """Square root [2, 2] of the matrix with the tensor's directions and eigenvalues l / (l + EDGE)."""
+    """Square root [2, 2] of the matrix with the tensor's directions and eigenvalues l / (l + edge)."""
     middle, half = 0.5 * (xx + yy), math.sqrt(0.25 * (xx - yy) ** 2 + xy * xy)
     high, low = middle + half, max(middle - half, 0.0)
     angle = 0.5 * math.atan2(2 * xy, xx - yy)

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 from numba import njit, prange
+from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial import cKDTree
 
 from backend.motion.graph import cluster
@@ -18,6 +19,7 @@ FAR = 1e9
 GREY = 0.5
 EPSILON = 0.02  # subject units: nearer than this to what the rest picture showed is the same surface
 MAX_DRAWN = 40_000  # points; larger meshes are drawn coarser, at what 128 pixels can't show
+PIXEL_FILTER = 0.4  # pixels: about what renderers soften a picture by, beyond the mean over each pixel
 FACING = 0.15  # cosine below which a surface is too oblique at rest for its colours to be read
 
 
@@ -34,11 +36,9 @@ class Painter:
         corner = points[self.faces]
         normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
         self.normals = normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        alpha = pictures[..., 3:]
-        straight = np.clip((pictures[..., :3] - GREY * (1 - alpha)) / np.maximum(alpha, 0.1), 0, 1)
-        self.textures = np.ascontiguousarray(np.concatenate([straight, alpha], axis=-1))
         fine = pictures.shape[1] * FINE
         self.depths = draw_views(points, self.faces, self.w2c, self.focal(fine), fine)[0]
+        self.textures = surface_colours(pictures, self.depths < FAR)
         self.colours = self._point_colours()
 
     def focal(self, size: int) -> float:
@@ -69,6 +69,24 @@ class Painter:
             self.focal(self.textures.shape[1]), self.textures, self.depths,
         )  # fmt: skip
         return image, depths
+
+
+def surface_colours(pictures: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """What the surface itself looks like, [K, S, S, 4] with straight alpha, up to its outline and a pixel beyond.
+
+    pictures [K, S, S, 4] on grey, and alpha; covered [K, FINE S, FINE S] bool: where the mesh is. A pixel that the
+    outline cuts is not a transparent one: drawn as such, it would be a hole as soon as the surface turns.
+    """
+    views, size = pictures.shape[:2]
+    cover = covered.reshape(views, size, FINE, size, FINE).mean(axis=(2, 4), dtype=np.float32)[..., None]
+    cover = gaussian_filter(cover, (0, PIXEL_FILTER, PIXEL_FILTER, 0))
+    alpha = pictures[..., 3:]
+    layers = np.concatenate([pictures[..., :3] - GREY * (1 - alpha), alpha, cover], axis=-1)
+    # Where little is seen of the surface, what is beside it tells more.
+    layers = np.where(cover > 0.5, layers, uniform_filter(layers, (0, 3, 3, 0)))
+    whole = np.clip(layers[..., 3:4] / np.maximum(layers[..., 4:], 1e-2), 0.0, 1.0)
+    straight = np.clip(layers[..., :3] / np.maximum(layers[..., 3:4], 1e-2), 0.0, 1.0)
+    return np.ascontiguousarray(np.concatenate([straight, whole], axis=-1))
 
 
 def drawn_mesh(vertices: np.ndarray, faces: np.ndarray, weld: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

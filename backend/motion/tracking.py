@@ -77,9 +77,11 @@ class TrackSettings:
     joints: Joints = field(default_factory=lambda: Joints(hinge=8.0, contacts=4, contact=5.0))
     samples: int = 8000  # surface points
     queries: int = 1500  # of them at most in each view
-    radius: int = 3  # of patches, pixels
+    radius: int = 3  # of patches, pixels; 5 leads limbs astray where they are found, and gains nothing at the end
     keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
-    edge: float = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
+    # Squared gradient per pixel at which half of a direction's confidence is there. Below it, light that changes with
+    # the pose and a video's noise say as much as the surface: 1e-3 left shark and man a quarter more, and more jitter.
+    edge: float = 0.016
     tolerance: float = 0.01  # mean squared colour difference at which a match counts half
     guessed: float = 1.0  # weight of patches whose colour no view shows at rest, beside those that one does
     outline: float = 1.0  # weight of a pixel where the outlines differ

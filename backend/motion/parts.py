@@ -14,7 +14,7 @@ from scipy.spatial import ConvexHull, QhullError, cKDTree
 from backend.motion.bones import TOUCHING
 
 LIES_ON = 0.5  # share of a piece's surface near another from which both are one part
-MIN_AREA = 0.02  # of the whole surface: what is smaller belongs to what it touches most, however little
+MIN_AREA = 0.03  # of the whole surface: what is smaller belongs to what it touches most, however little
 
 TOUCHED = 2  # other parts to which one holds on
 JOINTS = 4  # points at which a part holds on to the one it touches

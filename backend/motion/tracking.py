@@ -41,7 +41,7 @@ class Level:
     stiffness: float  # of the links
     robust: float  # width of the robust error, subject units
     steps: int = 2  # Gauss-Newton steps on the same matches
-    edge: float = 1e-3  # squared gradient per pixel at which half of a direction's confidence is there
+    edge: float = 4e-3  # squared gradient per pixel at which half of a direction's confidence is there
 
 
 @dataclass(frozen=True)

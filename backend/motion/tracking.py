@@ -43,6 +43,7 @@ class Level:
     stiffness: float  # of the links
     robust: float  # width of the robust error, subject units
     steps: int = 2  # Gauss-Newton steps on the same matches
+    edge: float = 4e-3  # squared gradient per pixel at which half of a direction's confidence is there
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class TrackSettings:
         Level(128, 3, 0.1, 0.06),
         Level(128, 2, 0.1, 0.06),
     )
-    joint: tuple[Level, ...] = (  # of all frames together
-        Level(128, 3, 0.03, 0.06, 3),
-        Level(128, 3, 0.03, 0.05, 3),
-        Level(128, 2, 0.03, 0.04, 3),
+    # Of all frames together. Where nothing is lost any more, faint gradients only mislead: light that changes with the
+    # pose and a video's noise say as much as the surface.
+    joint: tuple[Level, ...] = (
+        Level(128, 3, 0.03, 0.06, 3, edge=0.016),
+        Level(128, 3, 0.03, 0.05, 3, edge=0.016),
+        Level(128, 2, 0.03, 0.04, 3, edge=0.016),
     )
     wide: tuple[Level, ...] = (Level(32, 5, 10.0, 0.3), Level(32, 4, 3.0, 0.3))  # before the levels, from afar
     explained: float = 0.25  # share of standing still's error below which no other start is tried
@@ -79,9 +82,6 @@ class TrackSettings:
     queries: int = 1500  # of them at most in each view
     radius: int = 3  # of patches, pixels; 5 leads limbs astray where they are found, and gains nothing at the end
     keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
-    # Squared gradient per pixel at which half of a direction's confidence is there. Below it, light that changes with
-    # the pose and a video's noise say as much as the surface: 1e-3 left shark and man a quarter more, and more jitter.
-    edge: float = 0.016
     tolerance: float = 0.01  # mean squared colour difference at which a match counts half
     guessed: float = 1.0  # weight of patches whose colour no view shows at rest, beside those that one does
     outline: float = 1.0  # weight of a pixel where the outlines differ
@@ -132,7 +132,7 @@ class Tracker:
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
         self.known = np.zeros(len(self.samples), bool)
         self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
-        self.bias: dict[int, np.ndarray] = {}
+        self.bias: dict[tuple[int, float], np.ndarray] = {}
         self.floor: float | None = None
 
     def run(self, step_done: Callable[[], None], whole_parts: Callable[[], Pose | None] = lambda: None) -> Pose:
@@ -300,9 +300,9 @@ class Tracker:
         target = self._picture(size)[:, frame]
         view, sample, where = self._visible(posed(self.samples, self.sample_skin, affine), depth, options.queries)
         moved, cost, information = match_patches(
-            image, target, view, where, options.radius, level.reach, options.keep, options.edge
+            image, target, view, where, options.radius, level.reach, options.keep, level.edge
         )
-        moved -= self._still(size)[view, sample]
+        moved -= self._still(size, level.edge)[view, sample]
         area = (image[..., 3] > 0.5).sum(axis=(1, 2)) * (64 / size) ** 2
         weight = (area / np.maximum(np.bincount(view, minlength=len(area)), 1))[view] / (1 + cost / options.tolerance)
         weight *= np.where(self.known[sample], 1.0, options.guessed)
@@ -316,18 +316,18 @@ class Tracker:
             np.concatenate([information, unit[:, :, None] * unit[:, None]]),
         )
 
-    def _still(self, size: int) -> np.ndarray:
+    def _still(self, size: int, edge: float) -> np.ndarray:
         """What matching finds at rest in frame 0, where nothing has moved, [4, M, 2]: taken off everywhere."""
-        if size not in self.bias:
-            self.bias[size] = np.zeros((len(self.painter.w2c), len(self.samples), 2))
+        if (size, edge) not in self.bias:
+            self.bias[size, edge] = np.zeros((len(self.painter.w2c), len(self.samples), 2))
             image, depth = self.painter.draw(self.points, size)
             view, sample, where = self._visible(self.samples, depth, len(self.samples))
             options = self.settings
             moved, _, information = match_patches(
-                image, self._picture(size)[:, 0], view, where, options.radius, 1, options.keep, options.edge
+                image, self._picture(size)[:, 0], view, where, options.radius, 1, options.keep, edge
             )
-            self.bias[size][view, sample] = (information @ moved[..., None])[..., 0]
-        return self.bias[size]
+            self.bias[size, edge][view, sample] = (information @ moved[..., None])[..., 0]
+        return self.bias[size, edge]
 
     def _visible(self, points: np.ndarray, depth: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """View [N], sample [N] and pixel [N, 2] of the points [M, 3] that depths [4, S, S] show; `limit` per view."""

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from test_motion_fit import make_subject
 from test_motion_tracking import coloured_video, stripes, track, unexplained
 
 from backend.motion.bones import build_rig
 from backend.motion.evidence import between
 from backend.motion.graph import build_graph, nearest_owner
-from backend.motion.growth import GrowingField
+from backend.motion.growth import GrowingField, _shares
 from backend.motion.parts import contact_zones, group_pieces, zone_axes
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stillness import drifted, only_drifts
@@ -141,3 +142,9 @@ def test_a_motion_that_explains_less_than_drift_is_none() -> None:
     assert only_drifts(still, np.array([0.0, 0.018, 0.018]), np.array([0.0, 0.01, 0.01]))
     assert not only_drifts(still, np.array([0.0, 0.01, 0.01]), np.array([0.0, 0.01, 0.01]))
     assert not only_drifts(still, np.array([0.0, 0.015, 0.015]), np.array([0.0, 0.03, 0.03]))
+
+
+def test_loose_points_that_grow_are_scaled() -> None:
+    place = np.linspace(0.0, 1.0, 5)
+    shares = _shares(csr_matrix((5, 5)), place)
+    np.testing.assert_allclose(shares[1:-1], place[1:-1])

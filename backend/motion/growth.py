@@ -67,7 +67,7 @@ def _shares(edges: csr_matrix, place: np.ndarray) -> Tensor:
     share = (place > 0.5).astype(np.float64)
     free = (place >= END) & (place <= 1 - END)
     if free.any():
-        faint = FAINT * laplacian.diagonal().mean()
+        faint = FAINT * laplacian.diagonal().mean() or 1.0  # loose points have no net at all
         matrix = laplacian[free][:, free] + faint * diags(np.ones(free.sum()))
         share[free] = spsolve(matrix.tocsc(), faint * place[free] - laplacian[free][:, ~free] @ share[~free])
     return torch.from_numpy(share)

@@ -48,7 +48,7 @@ def for_generated(settings: FitSettings) -> FitSettings:
     """The settings for a video that a small model made: blurred, and different in each frame where it should be still.
 
     Measured on ten videos of an early starter model: unexplained .96 with the sharp settings, .73 with these; the
-    jitter went from 5.1 to 2.1 times the true motion's. On twelve of the present one, .48 and 1.7 times.
+    jitter went from 5.1 to 2.1 times the true motion's. On twelve of a later one, .48 and 1.7 times.
     """
     return replace(settings, rig=GENERATED_RIG)
 

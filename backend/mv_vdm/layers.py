@@ -18,7 +18,7 @@ from torch import nn
 from .attention import Layout
 from .positions import cached_cell_codes, cached_sine_table_2d
 
-MOST_SHAPES = 64  # for which torch compiles one function; the released network needs 14 of the resnet's
+MOST_SHAPES = 64  # for which torch compiles one function; the released network needs 16 of the resnet's
 
 
 def repeat_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -127,7 +127,7 @@ class LayerFunctions:
     def compiled(self, **options: object) -> Self:
         """The same by torch's compiler, at their first call.
 
-        Layers of equal shapes share what is compiled: the released network's 60 are of 25 kinds. What can't be compiled
+        Layers of equal shapes share what is compiled: the released network's 59 are of 27 kinds. What can't be compiled
         (on a GPU that takes Triton, elsewhere a C++ compiler) runs as it is.
         """
         for table in (cached_sine_table_2d, cached_cell_codes):

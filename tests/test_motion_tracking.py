@@ -11,10 +11,10 @@ from backend import protocol
 from backend.motion.fit import fit_motion
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
+from backend.motion.pictures import on_grey, resized
 from backend.motion.rotations import matrix_to_rotation_vector, rotation_vector_to_matrix
 from backend.motion.settings import STANDARD
 from backend.motion.surface_views import FAR, MAX_DRAWN, Painter, drawn_mesh, surface_colours
-from backend.motion.tracking import on_grey, resized
 from backend.training.render import render
 
 CPU = torch.device("cpu")

@@ -129,7 +129,8 @@ def fit_by_tracking(
 ) -> RigField:
     """A rig posed by a true-colour video, on the CPU: frames [4, F, H, W, C] uint8, matte [4, F, H, W]."""
     options = settings.track
-    steps = 2 * frames.shape[1] - 2 + len(options.joint)
+    at_last = max(len(options.joint), sum(part.steps for part in options.whole_video))
+    steps = 2 * frames.shape[1] - 2 + at_last
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
     given = (subject, graph, rig, _rest_samples(subject, graph, options.samples), frames, matte, options)

@@ -62,13 +62,19 @@ class Painter:
 
     def draw(self, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The points moved to [P, 3]: pictures [K, size, size, 4] on grey with alpha, depths [K, FINE size, ...]."""
-        fine = size * FINE
+        return self.draw_surface(points, size, FINE)[:2]
+
+    def draw_surface(
+        self, points: np.ndarray, size: int, samples: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `draw`, with `samples` per pixel and axis; also what each sample shows, as of `draw_views`."""
+        fine = size * samples
         depths, face_of, place = draw_views(points, self.faces, self.w2c, self.focal(fine), fine)
         image = shade_views(
             face_of, place, self.points, self.normals, self.faces, self.colours, self.w2c, self.eyes,
-            self.focal(self.textures.shape[1]), self.textures, self.depths,
+            self.focal(self.textures.shape[1]), self.textures, self.depths, samples,
         )  # fmt: skip
-        return image, depths
+        return image, depths, face_of, place
 
 
 def surface_colours(pictures: np.ndarray, covered: np.ndarray) -> np.ndarray:
@@ -225,14 +231,14 @@ def rest_colours(points, normals, w2c, eyes, focal, textures, zrest, out):
 
 
 @njit(cache=True, parallel=True)
-def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes, focal, textures, zrest):
-    """Pictures [4, S, S, 4] on grey with alpha, of surfaces found by `draw_views` at `FINE` samples per pixel.
+def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes, focal, textures, zrest, samples):
+    """Pictures [4, S, S, 4] on grey with alpha, of surfaces found by `draw_views` at `samples` per pixel and axis.
 
     rest [V, 3] and normals [T, 3] at rest; vertex_colours [V, 3] for what no texture sees;
     textures [K, S', S', 3] are the video's frame 0 in the same views, and their depths zrest; focal in their pixels.
     """
     views, fine = face_of.shape[0], face_of.shape[1]
-    size = fine // FINE
+    size = fine // samples
     image = np.zeros((views, size, size, 4), np.float32)
     for job in prange(views * size):
         view, row = job // size, job % size
@@ -240,8 +246,8 @@ def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes,
         for column in range(size):
             solid, known = 0.0, 0.0
             total = np.zeros(3)
-            for s in range(FINE * FINE):
-                y, x = row * FINE + s // FINE, column * FINE + s % FINE
+            for s in range(samples * samples):
+                y, x = row * samples + s // samples, column * samples + s % samples
                 face = face_of[view, y, x]
                 if face < 0:
                     continue
@@ -260,7 +266,7 @@ def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes,
                 solid += colour[3]
                 for i in range(3):
                     total[i] += colour[3] * colour[i]
-            share = solid / (FINE * FINE)
+            share = solid / (samples * samples)
             for i in range(3):
                 inside = total[i] / known if known > 0 else GREY
                 image[view, row, column, i] = share * inside + (1 - share) * GREY

@@ -21,9 +21,10 @@ from backend.motion.evidence import Pose, between, mismatch, rest_pose
 from backend.motion.graph import SurfaceGraph
 from backend.motion.observations import Observations
 from backend.motion.parts import Zone, contact_zones, group_pieces
+from backend.motion.posing import posed
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stretch import Hold, stretched
-from backend.motion.tracking import Level, Tracker, TrackSettings, posed
+from backend.motion.tracking import Level, Tracker, TrackSettings
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
 MAX_ZONES = 4  # the largest parts are tried

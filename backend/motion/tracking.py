@@ -1,8 +1,9 @@
 """A rig posed by a true-colour video: the surface is drawn in the colours of frame 0 and looked for in each frame.
 
 Where patches of the drawn picture lie in the frame, and where its outline leaves the frame's, says where surface points
-are seen; the solver of position-coded videos then poses the bones. Each frame starts a bit ahead of the one before;
-at last all frames are matched and solved together. Drawing and matching run on the CPU, whatever the device.
+are seen; the solver of position-coded videos then poses the bones. Each frame starts a bit ahead of the one before. Where
+the video is crisp, its pixels improve each pose, and at last all of them together (`pixels`); where not, all frames are
+matched and solved together once more. All of it runs on the CPU, whatever the device.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from backend.motion.bones import Joints, Rig, bone_affine
 from backend.motion.correspondence import project
 from backend.motion.evidence import Pose, between, bridged, mismatch, rest_pose
 from backend.motion.graph import SurfaceGraph
-from backend.motion.observations import BONES_PER_POINT, Observations
+from backend.motion.observations import Observations
 from backend.motion.outline import outline_pulls
 from backend.motion.patch_match import match_patches
+from backend.motion.pictures import on_grey, resized
+from backend.motion.pixels import PixelFit, PixelSettings, Round
+from backend.motion.posing import heaviest, posed
 from backend.motion.rig_fit import NormalEquations, noise_of
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stillness import drifted, only_drifts
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
 from backend.motion.view_drift import estimate_drift, take_off_drift
 
-GREY = 0.5
 STILL = 5e-4  # mismatch (see `evidence`) of a frame in which next to nothing has moved
 EVIDENCE = 128  # pixels at which poses are compared with frames
 
@@ -60,8 +63,12 @@ class TrackSettings:
         Level(128, 3, 0.1, 0.06),
         Level(128, 2, 0.1, 0.06),
     )
-    # Of all frames together. Where nothing is lost any more, faint gradients only mislead: light that changes with the
-    # pose and a video's noise say as much as the surface.
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    each: tuple[Round, ...] = (Round(128, 2, False, 4),)  # of each frame's pixels; the next one then starts better
+    whole_video: tuple[Round, ...] = (Round(128, 2, False, 4), Round(256, 1, True, 8))  # of the pixels of all frames
+    crisp: float = 0.0019  # subject units: median error of the matches in frame 1 of a video whose pixels count
+    # Of all frames together, where the video is not crisp. Where nothing is lost any more, faint gradients only mislead:
+    # light that changes with the pose and a video's noise say as much as the surface.
     joint: tuple[Level, ...] = (
         Level(128, 3, 0.03, 0.06, 3, edge=0.016),
         Level(128, 3, 0.03, 0.05, 3, edge=0.016),
@@ -126,12 +133,14 @@ class Tracker:
         self.largest, self.frames = frames.shape[2], frames.shape[1]
         points, faces, vertex = drawn_mesh(subject.vertices, subject.faces, subject.weld)
         self.points = points
-        self.point_skin = _heaviest(rig.weights(points, graph.owner[vertex]))
-        self.sample_skin = _heaviest(rig.weights(*samples))
+        self.point_skin = heaviest(rig.weights(points, graph.owner[vertex]))
+        self.sample_skin = heaviest(rig.weights(*samples))
         first = self.pictures[self.largest][:, 0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
         self.known = np.zeros(len(self.samples), bool)
         self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
+        self.pixel_fit = PixelFit(self.painter, rig, points, self.point_skin, settings.pixels)
+        self.crisp = False  # until a frame shows it
         self.bias: dict[tuple[int, float], np.ndarray] = {}
         self.floor: float | None = None
 
@@ -146,6 +155,8 @@ class Tracker:
         for frame in range(1, self.frames):
             ahead = between(*poses[-2:], 1.0 + self.settings.ahead) if frame > 1 else poses[0]
             pose = self._follow(frame, ahead, self.settings.levels)
+            if frame == 1 and self._is_crisp(pose):
+                self.crisp, pose = True, self._improved(frame, pose)
             if other is None and not self._explained(frame, pose):
                 other = whole_parts() or ()
                 if other and self._enough(other):
@@ -159,8 +170,32 @@ class Tracker:
             step_done()
         return self._upheld(self._jointly(*(torch.stack(part) for part in zip(*poses, strict=True)), step_done))
 
+    def _is_crisp(self, pose: Pose) -> bool:
+        """Whether the video's frame 1, in its pose, has the surface's colours where patches of them are found.
+
+        Blur, noise and drifting views, as of generated videos, would be followed pixel by pixel.
+        """
+        turns, shifts = (torch.stack(pair) for pair in zip(rest_pose(len(pose[0])), pose, strict=True))
+        seen = self._observe(turns, shifts, [1], self.settings.joint[0])
+        return noise_of(self.rig, seen, turns, shifts, self.settings.crisp) == 1.0
+
+    def _improved(self, frame: int, pose: Pose) -> Pose:
+        """The pose [B, 3, 3], [B, 3] of a frame, by its pixels."""
+        turns, shifts = (torch.stack(pair) for pair in zip(rest_pose(len(pose[0])), pose, strict=True))
+        rounds = self.settings.each
+        turns, shifts = self.pixel_fit.improve(turns, shifts, lambda size: self._frames(size, [frame]), rounds)
+        return turns[1], shifts[1]
+
+    def _frames(self, size: int, frames: list[int]) -> np.ndarray:
+        """Some of the video's frames at a size, [T, 4, s, s, 4]."""
+        return np.ascontiguousarray(np.moveaxis(self._picture(size)[:, frames], 1, 0))
+
     def _jointly(self, turns: Tensor, shifts: Tensor, step_done: Callable[[], None]) -> Pose:
-        """All frames matched and solved together."""
+        """All frames together: by their pixels, or matched and solved."""
+        if self.crisp:
+            moving = list(range(1, self.frames))
+            rounds = self.settings.whole_video
+            return self.pixel_fit.improve(turns, shifts, lambda size: self._frames(size, moving), rounds, step_done)
         drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
             seen = self._observe(turns, shifts, range(1, self.frames), level)
@@ -239,7 +274,8 @@ class Tracker:
         for level in levels:
             seen = self._observe(turns, shifts, [frame], level)
             turns, shifts = self._solve(seen, turns, shifts, level, since)
-        return turns[1], shifts[1]
+        pose = turns[1], shifts[1]
+        return self._improved(frame, pose) if self.crisp else pose
 
     def _solve(
         self,
@@ -350,39 +386,3 @@ class Tracker:
         if size not in self.pictures:
             self.pictures[size] = resized(self.pictures[self.largest], size)
         return self.pictures[size]
-
-
-def posed(points: np.ndarray, skin: tuple[np.ndarray, np.ndarray], affine: np.ndarray) -> np.ndarray:
-    """Points [N, 3] hung on bones by (weights [N, K], bones [N, K]), posed by matrices [B, 3, 4] -> [N, 3]."""
-    weights, bones = skin
-    result = np.zeros_like(points)
-    for k in range(weights.shape[1]):
-        one = affine[bones[:, k]]
-        result += weights[:, k : k + 1] * ((one[:, :, :3] @ points[..., None])[..., 0] + one[:, :, 3])
-    return result
-
-
-def on_grey(frames: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """frames [..., C] uint8 and matte [...] -> [..., 4] float32: colours on grey, and alpha."""
-    colours = frames[..., :3].astype(np.float32) / 255.0
-    cover = matte[..., None].astype(np.float32)
-    return np.concatenate([colours * cover + GREY * (1 - cover), cover], axis=-1)
-
-
-def resized(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Square pictures [..., S, S, C] float32 at another size: means where it divides, else bilinear."""
-    old = pictures.shape[-2]
-    if old % size == 0:
-        shape = (*pictures.shape[:-3], size, old // size, size, old // size, pictures.shape[-1])
-        return np.ascontiguousarray(pictures.reshape(shape).mean(axis=(-4, -2)))
-    flat = torch.from_numpy(pictures).flatten(0, -4).permute(0, 3, 1, 2)
-    smaller = size < old
-    flat = torch.nn.functional.interpolate(flat, size=(size, size), mode="bilinear", antialias=smaller)
-    return np.ascontiguousarray(flat.permute(0, 2, 3, 1).numpy().reshape(*pictures.shape[:-3], size, size, -1))
-
-
-def _heaviest(skin: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [N, K] and bones [N, K] of skin [N, B]."""
-    weights, bones = skin.topk(min(BONES_PER_POINT, skin.shape[1]), dim=1)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return weights.numpy().astype(np.float64), bones.numpy()

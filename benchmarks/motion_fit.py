@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -35,8 +35,6 @@ from backend.training.render import render
 FIELDS = {  # which settings stand for each field
     "default": preset("standard"),
     "hexplane": preset("paper"),
-    # What a CPU can do of the paper's in a few minutes: fewer steps, pixels and Gaussians, else the same.
-    "hexplane-short": replace(preset("paper"), iterations=300, frames_every=20, image_size=128, max_gaussians=5000),
 }
 SPLATS = 20_000
 COLUMNS = (

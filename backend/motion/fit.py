@@ -145,8 +145,12 @@ def fit_by_tracking(
     parts: list[PartTracker] = []
 
     def whole_parts() -> Pose | None:
+        nonlocal steps
         parts.append(PartTracker(*given))
-        return parts[0].run(lambda: callback(done, steps)) if parts[0].useful else None
+        if not parts[0].useful:
+            return None
+        steps += 2 * frames.shape[1] - 3 + len(options.joint)
+        return parts[0].run(step_done)
 
     poses = Tracker(*given).run(step_done, whole_parts)
     if parts and parts[0].stretching:

@@ -70,11 +70,11 @@ def _search(source, target, cx, cy, radius, reach, keep):
     return bx, by
 
 
-@njit(cache=True)
+@njit(cache=True, parallel=True)
 def _nearest_whole(source, target, view, cx, cy, radius, reach, keep):
     """`_search` in each picture: view [N], cx [N], cy [N] -> [N], [N]."""
     bx, by = np.zeros(len(view), np.int64), np.zeros(len(view), np.int64)
-    for k in range(source.shape[0]):
+    for k in prange(source.shape[0]):
         mine = np.flatnonzero(view == k)
         if len(mine) and reach > 0:
             bx[mine], by[mine] = _search(source[k], target[k], cx[mine], cy[mine], radius, reach, keep)

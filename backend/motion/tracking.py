@@ -1,9 +1,9 @@
 """A rig posed by a true-colour video: the surface is drawn in the colours of frame 0 and looked for in each frame.
 
 Where patches of the drawn picture lie in the frame, and where its outline leaves the frame's, says where surface points
-are seen; the solver of position-coded videos then poses the bones. Each frame starts a bit ahead of the one before. Where
-the video is crisp, its pixels improve each pose, and at last all of them together (`pixels`); where not, all frames are
-matched and solved together once more. All of it runs on the CPU, whatever the device.
+are seen; the solver of position-coded videos then poses the bones. Each frame starts a bit ahead of the one before.
+Where the video is crisp, its pixels improve each pose, and at last all of them together (`pixels`); where not, all
+frames are matched and solved together once more. All of it runs on the CPU, whatever the device.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class TrackSettings:
     pixels: PixelSettings = field(default_factory=PixelSettings)
     each: tuple[Round, ...] = (Round(128, 2, False, 4),)  # of each frame's pixels; the next one then starts better
     whole_video: tuple[Round, ...] = (Round(128, 2, False, 4), Round(256, 1, True, 8))  # of the pixels of all frames
-    crisp: float = 0.0019  # subject units: median error of the matches in frame 1 of a video whose pixels count
-    # Of all frames together, where the video is not crisp. Where nothing is lost any more, faint gradients only mislead:
-    # light that changes with the pose and a video's noise say as much as the surface.
+    crisp: float = 0.0016  # subject units: median error of the matches in frame 1 of a video whose pixels count
+    # Of all frames together, where the video is not crisp. Where nothing is lost any more, faint gradients only
+    # mislead: light that changes with the pose and a video's noise say as much as the surface.
     joint: tuple[Level, ...] = (
         Level(128, 3, 0.03, 0.06, 3, edge=0.016),
         Level(128, 3, 0.03, 0.05, 3, edge=0.016),

@@ -26,7 +26,7 @@ ROUND = Round(96, 2, False, 6)
 def bending() -> tuple[protocol.Subject, np.ndarray, protocol.Video]:
     vertices, faces = cylinder()
     poses = np.stack([bend(vertices, angle) for angle in (0.0, 0.15, 0.3)])
-    return make_subject(vertices, faces), poses, coloured_video(poses, faces, stripes(vertices))
+    return make_subject(vertices, faces), poses, coloured_video(poses, faces, stripes(vertices), 192)
 
 
 def tracker(subject: protocol.Subject, frames: np.ndarray) -> Tracker:
@@ -37,7 +37,7 @@ def tracker(subject: protocol.Subject, frames: np.ndarray) -> Tracker:
 
 
 def _affine(rig: Rig, turns: torch.Tensor, shifts: torch.Tensor) -> np.ndarray:
-    return bone_affine(rig.centres, turns[None], shifts[None])[0].double().numpy()
+    return bone_affine(rig.centres, turns, shifts).double().numpy()
 
 
 def shaken(bones: int, size: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +64,7 @@ def test_the_rows_are_the_derivatives_of_the_pixel(bending) -> None:
         return torch.cat([turn, (centres + shift - (turn @ centres[..., None])[..., 0])[..., None]], dim=-1).numpy()
 
     def pixel(matrices: np.ndarray) -> np.ndarray:
-        point = share @ posed(found.points, skin, matrices)[corners]
+        point = share @ posed(found.points, skin, matrices[None])[0][corners]
         x, y, z = camera[:3, :3] @ point + camera[:3, 3]
         return np.array([-x / z, y / z])
 
@@ -72,7 +72,7 @@ def test_the_rows_are_the_derivatives_of_the_pixel(bending) -> None:
     here = affine(0, torch.zeros(6, dtype=torch.float64))
     origin = (centres + shifts).numpy()
     count = _hang(corners, share, found.points, *skin, here, origin, bones, levers)
-    _rows(share @ posed(found.points, skin, here)[corners], camera, 1.0, levers, count, rows)
+    _rows(share @ posed(found.points, skin, here[None])[0][corners], camera, 1.0, levers, count, rows)
     for a in range(count):
         for k in range(6):
             step = torch.zeros(6, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_shaken_bones_come_to_rest(bending) -> None:
     poses = shaken(len(found.rig.centres), 0.01)
 
     def away(pose: tuple[torch.Tensor, torch.Tensor]) -> float:
-        moved = posed(found.points, found.point_skin, _affine(found.rig, pose[0][1], pose[1][1]))
+        moved = posed(found.points, found.point_skin, _affine(found.rig, pose[0][1:], pose[1][1:]))[0]
         return float(np.linalg.norm(moved - found.points, axis=1).mean())
 
     improved = found.pixel_fit.improve(*poses, lambda size: still[None], (ROUND,))

@@ -30,10 +30,10 @@ def stripes(points: np.ndarray) -> np.ndarray:
     return (0.5 + 0.3 * waves).astype(np.float32)
 
 
-def coloured_video(poses: np.ndarray, faces: np.ndarray, colours: np.ndarray) -> protocol.Video:
+def coloured_video(poses: np.ndarray, faces: np.ndarray, colours: np.ndarray, size: int = SIZE) -> protocol.Video:
     """Straight RGBA of poses [F, V, 3] with vertex colours [V, 3]."""
     views = [
-        np.stack([render(pose.astype(np.float64), faces, colours, camera, SIZE) for pose in poses])
+        np.stack([render(pose.astype(np.float64), faces, colours, camera, size) for pose in poses])
         for camera in protocol.condition_cameras()
     ]
     image = np.stack(views).astype(np.float64)

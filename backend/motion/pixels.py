@@ -95,9 +95,8 @@ class PixelFit:
         self, system: NormalEquations, turns: torch.Tensor, shifts: torch.Tensor, goal: np.ndarray, part: Round
     ) -> None:
         affine = bone_affine(self.rig.centres, turns, shifts).numpy().astype(np.float64)
-        places = np.stack([posed(self.points, self.skin, one) for one in affine])
-        drawn = [self.painter.draw_surface(one, part.size, part.samples) for one in places]
-        image, depth, face_of, place = (np.stack(kind) for kind in zip(*drawn, strict=True))
+        places = posed(self.points, self.skin, affine)
+        image, depth, face_of, place = self.painter.draw_frames(places, part.size, part.samples)
         if part.soft:
             image = softened(image)
         origin = (self.rig.centres + shifts).numpy().astype(np.float64)  # [T, B, 3]

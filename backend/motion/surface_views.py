@@ -37,7 +37,7 @@ class Painter:
         normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
         self.normals = normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
         fine = pictures.shape[1] * FINE
-        self.depths = draw_views(points, self.faces, self.w2c, self.focal(fine), fine)[0]
+        self.depths = draw_views(points[None], self.faces, self.w2c, self.focal(fine), fine)[0][0]
         self.textures = surface_colours(pictures, self.depths < FAR)
         self.colours = self._point_colours()
 
@@ -62,12 +62,13 @@ class Painter:
 
     def draw(self, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The points moved to [P, 3]: pictures [K, size, size, 4] on grey with alpha, depths [K, FINE size, ...]."""
-        return self.draw_surface(points, size, FINE)[:2]
+        image, depths = self.draw_frames(points[None], size, FINE)[:2]
+        return image[0], depths[0]
 
-    def draw_surface(
+    def draw_frames(
         self, points: np.ndarray, size: int, samples: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As `draw`, with `samples` per pixel and axis; also what each sample shows, as of `draw_views`."""
+        """Of points [T, P, 3], with `samples` per pixel and axis: pictures [T, K, ...], and what `draw_views` gives."""
         fine = size * samples
         depths, face_of, place = draw_views(points, self.faces, self.w2c, self.focal(fine), fine)
         image = shade_views(
@@ -153,16 +154,20 @@ def _draw(screen, depth, faces, zbuffer, face_of, place):
 
 @njit(cache=True, parallel=True)
 def draw_views(vertices, faces, w2c, focal, size):
-    """All cameras w2c [K, 4, 4] -> zbuffer [K, S, S] (FAR where empty), faces [K, S, S] (-1), places [K, S, S, 2]."""
-    count = w2c.shape[0]
-    zbuffer = np.full((count, size, size), FAR, np.float32)
-    face_of = np.full((count, size, size), -1, np.int32)
-    place = np.zeros((count, size, size, 2), np.float32)
-    for k in prange(count):
-        screen = np.empty((vertices.shape[0], 2))
-        depth = np.empty(vertices.shape[0])
-        _project(vertices, w2c[k], focal, size, screen, depth)
-        _draw(screen, depth, faces, zbuffer[k], face_of[k], place[k])
+    """Vertices [T, V, 3] in all cameras w2c [K, 4, 4].
+
+    -> zbuffer [T, K, S, S] (FAR where empty), faces [T, K, S, S] (-1), places [T, K, S, S, 2].
+    """
+    frames, views = vertices.shape[0], w2c.shape[0]
+    zbuffer = np.full((frames, views, size, size), FAR, np.float32)
+    face_of = np.full((frames, views, size, size), -1, np.int32)
+    place = np.zeros((frames, views, size, size, 2), np.float32)
+    for job in prange(frames * views):
+        t, k = job // views, job % views
+        screen = np.empty((vertices.shape[1], 2))
+        depth = np.empty(vertices.shape[1])
+        _project(vertices[t], w2c[k], focal, size, screen, depth)
+        _draw(screen, depth, faces, zbuffer[t, k], face_of[t, k], place[t, k])
     return zbuffer, face_of, place
 
 
@@ -232,26 +237,26 @@ def rest_colours(points, normals, w2c, eyes, focal, textures, zrest, out):
 
 @njit(cache=True, parallel=True)
 def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes, focal, textures, zrest, samples):
-    """Pictures [4, S, S, 4] on grey with alpha, of surfaces found by `draw_views` at `samples` per pixel and axis.
+    """Pictures [T, K, S, S, 4] on grey with alpha, of surfaces found by `draw_views` at `samples` per pixel and axis.
 
     rest [V, 3] and normals [T, 3] at rest; vertex_colours [V, 3] for what no texture sees;
     textures [K, S', S', 3] are the video's frame 0 in the same views, and their depths zrest; focal in their pixels.
     """
-    views, fine = face_of.shape[0], face_of.shape[1]
+    frames, views, fine = face_of.shape[:3]
     size = fine // samples
-    image = np.zeros((views, size, size, 4), np.float32)
-    for job in prange(views * size):
-        view, row = job // size, job % size
+    image = np.zeros((frames, views, size, size, 4), np.float32)
+    for job in prange(frames * views * size):
+        t, view, row = job // (views * size), job // size % views, job % size
         colour, point = np.zeros(4), np.zeros(3)
         for column in range(size):
             solid, known = 0.0, 0.0
             total = np.zeros(3)
             for s in range(samples * samples):
                 y, x = row * samples + s // samples, column * samples + s % samples
-                face = face_of[view, y, x]
+                face = face_of[t, view, y, x]
                 if face < 0:
                     continue
-                wb, wc = place[view, y, x, 0], place[view, y, x, 1]
+                wb, wc = place[t, view, y, x, 0], place[t, view, y, x, 1]
                 a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
                 for i in range(3):
                     point[i] = (1 - wb - wc) * rest[a, i] + wb * rest[b, i] + wc * rest[c, i]
@@ -269,6 +274,6 @@ def shade_views(face_of, place, rest, normals, faces, vertex_colours, w2c, eyes,
             share = solid / (samples * samples)
             for i in range(3):
                 inside = total[i] / known if known > 0 else GREY
-                image[view, row, column, i] = share * inside + (1 - share) * GREY
-            image[view, row, column, 3] = share
+                image[t, view, row, column, i] = share * inside + (1 - share) * GREY
+            image[t, view, row, column, 3] = share
     return image

@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 from backend import protocol
-from backend.motion.bones import Rig, bone_affine
+from backend.motion.bones import Rig
 from backend.motion.evidence import Pose, between, mismatch, rest_pose
 from backend.motion.graph import SurfaceGraph
 from backend.motion.observations import Observations
 from backend.motion.parts import Zone, contact_zones, group_pieces
-from backend.motion.posing import posed
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stretch import Hold, stretched
+from backend.motion.surface_views import FINE
 from backend.motion.tracking import Level, Tracker, TrackSettings
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
 MAX_ZONES = 4  # the largest parts are tried
+AT_ONCE = 64  # poses drawn in one call: bounds memory
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,11 @@ class PartTracker(Tracker):
         """Of all that the parts could do from a pose, what looks most like the frame."""
         tried = [other for zone in self.zones for other in self._swings_of(zone, pose)]
         wanted = self._picture(self.swing.size)[:, frame]
-        away = [mismatch(self.painter.draw(self._posed(other), self.swing.size)[0], wanted) for other in tried]
+        away: list[float] = []
+        for start in range(0, len(tried), AT_ONCE):
+            turns, shifts = (torch.stack(part) for part in zip(*tried[start : start + AT_ONCE], strict=True))
+            drawn = self.painter.draw_frames(self._posed(turns, shifts), self.swing.size, FINE)[0]
+            away += [mismatch(picture, wanted) for picture in drawn]
         return [tried[k] for k in np.argsort(away)[: self.swing.followed]]
 
     def _swings_of(self, zone: Zone, pose: Pose) -> list[Pose]:
@@ -166,11 +171,6 @@ class PartTracker(Tracker):
             for away in self.swing.slides:
                 found.append(_moved(self.rig, pose, zone.part, torch.eye(3), points[0], away * direction))
         return found
-
-    def _posed(self, pose: Pose) -> np.ndarray:
-        """The drawn points [P, 3]."""
-        affine = bone_affine(self.rig.centres, pose[0][None], pose[1][None])[0].numpy().astype(np.float64)
-        return posed(self.points, self.point_skin, affine)
 
     def _of_bones(self, turns: Tensor, shifts: Tensor) -> Pose:
         """Poses [F, P, ...] of the parts as those of all bones [F, B, ...]."""

@@ -155,12 +155,14 @@ class Tracker:
         for frame in range(1, self.frames):
             ahead = between(*poses[-2:], 1.0 + self.settings.ahead) if frame > 1 else poses[0]
             pose = self._follow(frame, ahead, self.settings.levels)
-            if frame == 1 and self._is_crisp(pose):
-                self.crisp, pose = True, self._improved(frame, pose)
+            if frame == 1:
+                self.crisp = self._is_crisp(pose)
             if other is None and not self._explained(frame, pose):
                 other = whole_parts() or ()
                 if other and self._enough(other):
                     return self._upheld(other)
+            # Not before: pixel by pixel, bones of their own can make a wrong part look explained.
+            pose = self._improved(frame, pose)
             if other:
                 pose = self._better(frame, pose, (other[0][frame], other[1][frame]), self.settings.levels)
             poses.append(self._better(frame, pose, poses[0]))
@@ -180,7 +182,9 @@ class Tracker:
         return noise_of(self.rig, seen, turns, shifts, self.settings.crisp) == 1.0
 
     def _improved(self, frame: int, pose: Pose) -> Pose:
-        """The pose [B, 3, 3], [B, 3] of a frame, by its pixels."""
+        """The pose [B, 3, 3], [B, 3] of a frame, by its pixels where the video is crisp."""
+        if not self.crisp:
+            return pose
         turns, shifts = (torch.stack(pair) for pair in zip(rest_pose(len(pose[0])), pose, strict=True))
         rounds = self.settings.each
         turns, shifts = self.pixel_fit.improve(turns, shifts, lambda size: self._frames(size, [frame]), rounds)
@@ -227,7 +231,7 @@ class Tracker:
         """
         if self._explained(frame, pose):
             return pose
-        other = self._follow(frame, start, levels or self.settings.wide + self.settings.levels)
+        other = self._improved(frame, self._follow(frame, start, levels or self.settings.wide + self.settings.levels))
         here = self._excess(frame, pose)
         return other if self._excess(frame, other) < self.settings.clearly * here else pose
 
@@ -262,9 +266,13 @@ class Tracker:
         """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""
         if self.floor is None:
             self.floor = mismatch(self.painter.draw(self.points, EVIDENCE)[0], self._picture(EVIDENCE)[:, 0])
-        affine = bone_affine(self.rig.centres, pose[0][None], pose[1][None])[0].numpy().astype(np.float64)
-        drawn, _ = self.painter.draw(posed(self.points, self.point_skin, affine), EVIDENCE)
+        drawn, _ = self.painter.draw(self._posed(pose[0][None], pose[1][None])[0], EVIDENCE)
         return mismatch(drawn, self._picture(EVIDENCE)[:, frame]) - self.floor
+
+    def _posed(self, turns: Tensor, shifts: Tensor) -> np.ndarray:
+        """The drawn points [T, P, 3] in poses [T, ...]."""
+        affine = bone_affine(self.rig.centres, turns, shifts).numpy().astype(np.float64)
+        return posed(self.points, self.point_skin, affine)
 
     def _follow(self, frame: int, pose: Pose, levels: tuple[Level, ...]) -> Pose:
         """The pose [B, 3, 3], [B, 3] of a frame from one near it."""
@@ -274,8 +282,7 @@ class Tracker:
         for level in levels:
             seen = self._observe(turns, shifts, [frame], level)
             turns, shifts = self._solve(seen, turns, shifts, level, since)
-        pose = turns[1], shifts[1]
-        return self._improved(frame, pose) if self.crisp else pose
+        return turns[1], shifts[1]
 
     def _solve(
         self,
@@ -332,9 +339,11 @@ class Tracker:
     def _match(self, affine: np.ndarray, frame: int, level: Level) -> Matches:
         """affine [B, 3, 4]: the pose that is drawn."""
         size, options = level.size, self.settings
-        image, depth = self.painter.draw(posed(self.points, self.point_skin, affine), size)
+        image, depth = self.painter.draw(posed(self.points, self.point_skin, affine[None])[0], size)
         target = self._picture(size)[:, frame]
-        view, sample, where = self._visible(posed(self.samples, self.sample_skin, affine), depth, options.queries)
+        view, sample, where = self._visible(
+            posed(self.samples, self.sample_skin, affine[None])[0], depth, options.queries
+        )
         moved, cost, information = match_patches(
             image, target, view, where, options.radius, level.reach, options.keep, level.edge
         )

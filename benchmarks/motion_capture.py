@@ -35,10 +35,7 @@ def render_asset(path: Path, at: np.ndarray, truth: np.ndarray, appearance: str,
     bpy.context.scene.render.fps = 24
     with quiet():
         bpy.ops.import_scene.gltf(filepath=str(path))
-    helpers = bpy.data.collections.get(HELPERS)
-    hidden = set(helpers.all_objects) if helpers else set()
-    shown = [obj for obj in bpy.context.view_layer.objects if obj.type == "MESH" and obj not in hidden]
-    objects = meshes.mesh_like(shown)
+    objects = shown_objects()
     scene = bpy.context.scene
     _go_to(scene, at[0])
     subject = capture.capture(objects, job, capture.CaptureSettings(appearance=appearance))
@@ -47,6 +44,13 @@ def render_asset(path: Path, at: np.ndarray, truth: np.ndarray, appearance: str,
         _go_to(scene, frame)
         frames[:, index] = _pictures(objects, subject, float(frame), truth[index], appearance, size)
     protocol.Video(frames, appearance).save(job)
+
+
+def shown_objects() -> list[bpy.types.Object]:
+    """The open file's meshes, without the shapes that the importer makes for bones."""
+    helpers = bpy.data.collections.get(HELPERS)
+    hidden = set(helpers.all_objects) if helpers else set()
+    return meshes.mesh_like([obj for obj in bpy.context.view_layer.objects if obj.type == "MESH" and obj not in hidden])
 
 
 def _go_to(scene: bpy.types.Scene, frame: float) -> None:

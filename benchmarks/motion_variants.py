@@ -17,6 +17,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 from mathutils import Matrix, Quaternion, Vector
+from motion_capture import shown_objects
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -30,7 +31,6 @@ FRAMES = 16
 STEP = 2  # frames of the scene from one to the next
 SHARE = (0.04, 0.09)  # of the diagonal, by which a vertex moves on average
 LARGEST = 35.0  # degrees by which a bone swings
-HELPERS = "glTF_not_exported"  # the collection of the importer's bone shapes
 
 
 def main() -> int:
@@ -124,10 +124,7 @@ def _animate(
 
 def _truth() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices [F, V, 3] in world space, faces [T, 3] and frames of the scene [F]."""
-    helpers = bpy.data.collections.get(HELPERS)
-    hidden = set(helpers.all_objects) if helpers else set()
-    shown = [obj for obj in bpy.context.view_layer.objects if obj.type == "MESH" and obj not in hidden]
-    objects = meshes.mesh_like(shown)
+    objects = shown_objects()
     at, vertices, faces = np.arange(FRAMES, dtype=np.float32) * STEP, [], None
     for frame in at:
         bpy.context.scene.frame_set(int(frame))

@@ -18,7 +18,6 @@ from backend.motion.bones import Rig, bone_affine
 from backend.motion.evidence import CLIP, Pose
 from backend.motion.posing import posed
 from backend.motion.rig_fit import NormalEquations
-from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.surface_views import EPSILON, FAR, Painter
 
 MAX_HUNG = 12  # bones that move a pixel: four at each corner of its triangle
@@ -85,11 +84,7 @@ class PixelFit:
         system.add_links(options.stiffness, options.stiffness, yields=options.yields)
         system.add_time(options.temporal)
         system.add_prior(options.prior)
-        turn, shift = system.solve()
-        turns, shifts = turns.clone(), shifts.clone()
-        turns[1:] = rotation_vector_to_matrix(turn) @ turns[1:]
-        shifts[1:] += shift
-        return turns, shifts
+        return system.moved()
 
     def _add_pixels(
         self, system: NormalEquations, turns: torch.Tensor, shifts: torch.Tensor, goal: np.ndarray, part: Round

@@ -48,7 +48,7 @@ def fit_rig(
 
     Frame 0 is the rest and stays.
     """
-    rotations, translations = (pose.clone() for pose in start)
+    rotations, translations = start
     drift, noise = no_drift(seen, len(rotations) - 1), 1.0
     for stiffness, robust in zip(settings.stiffness, settings.robust, strict=True):
         for _ in range(settings.steps):
@@ -63,9 +63,7 @@ def fit_rig(
             system.add_links(stiff, min(stiff, settings.loose))
             system.add_time(settings.temporal * noise**0.5)  # in full it would take fast motion away
             system.add_prior(settings.prior)
-            turn, shift = system.solve()
-            rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
-            translations[1:] += shift
+            rotations, translations = system.moved()
             step_done()
     return rotations, translations
 
@@ -181,6 +179,14 @@ class NormalEquations:
         frame = torch.arange(count, device=jacobian.device) // self.bones
         bone = torch.arange(count, device=jacobian.device) % self.bones
         self._add(frame, bone[:, None], jacobian[:, :, None], residual, torch.full_like(residual[:, 0], weight))
+
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """The poses of all frames after the step: rotations [F, B, 3, 3] and translations [F, B, 3]."""
+        turn, shift = self.solve()
+        rotations, translations = self.all_rotations.clone(), self.all_translations.clone()
+        rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
+        translations[1:] += shift
+        return rotations, translations
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """The step: turns [T, B, 3], at most a radian long, and shifts [T, B, 3]."""

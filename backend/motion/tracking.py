@@ -28,7 +28,6 @@ from backend.motion.pictures import on_grey, resized
 from backend.motion.pixels import PixelFit, PixelSettings, Round
 from backend.motion.posing import heaviest, posed
 from backend.motion.rig_fit import NormalEquations, noise_of
-from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stillness import drifted, only_drifts
 from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
 from backend.motion.view_drift import estimate_drift, take_off_drift
@@ -306,10 +305,7 @@ class Tracker:
                 system.add_links(options.rest, options.rest, yields=options.tears)
                 system.add_links(level.stiffness, loose, since, options.tears)
             system.add_prior(options.prior)
-            turn, shift = system.solve()
-            turns, shifts = turns.clone(), shifts.clone()
-            turns[1:] = rotation_vector_to_matrix(turn) @ turns[1:]
-            shifts[1:] += shift
+            turns, shifts = system.moved()
         return turns, shifts
 
     def _observe(self, turns: Tensor, shifts: Tensor, frames: range | list[int], level: Level) -> Observations:

@@ -66,6 +66,7 @@ class TrackSettings:
     each: tuple[Round, ...] = (Round(128, 2, False, 4),)  # of each frame's pixels; the next one then starts better
     whole_video: tuple[Round, ...] = (Round(128, 2, False, 4), Round(256, 1, True, 8))  # of the pixels of all frames
     crisp: float = 0.0016  # subject units: median error of the matches in frame 1 of a video whose pixels count
+    rendered: float = 0.0045  # the same of a video with alpha of its own: no model makes one, fast motion is likelier
     # Of all frames together, where the video is not crisp. Where nothing is lost any more, faint gradients only
     # mislead: light that changes with the pose and a video's noise say as much as the surface.
     joint: tuple[Level, ...] = (
@@ -140,6 +141,7 @@ class Tracker:
         self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
         self.pixel_fit = PixelFit(self.painter, rig, points, self.point_skin, settings.pixels)
         self.crisp = False  # until a frame shows it
+        self.error_of_crisp = settings.rendered if frames.shape[-1] == 4 else settings.crisp
         self.bias: dict[tuple[int, float], np.ndarray] = {}
         self.floor: float | None = None
 
@@ -161,7 +163,8 @@ class Tracker:
                 if other and self._enough(other):
                     return self._upheld(other)
             # Not before: pixel by pixel, bones of their own can make a wrong part look explained.
-            pose = self._improved(frame, pose)
+            if other is not None or self.rig.part.max() == 0:
+                pose = self._improved(frame, pose)
             if other:
                 pose = self._better(frame, pose, (other[0][frame], other[1][frame]), self.settings.levels)
             poses.append(self._better(frame, pose, poses[0]))
@@ -178,7 +181,7 @@ class Tracker:
         """
         turns, shifts = (torch.stack(pair) for pair in zip(rest_pose(len(pose[0])), pose, strict=True))
         seen = self._observe(turns, shifts, [1], self.settings.joint[0])
-        return noise_of(self.rig, seen, turns, shifts, self.settings.crisp) == 1.0
+        return noise_of(self.rig, seen, turns, shifts, self.error_of_crisp) == 1.0
 
     def _improved(self, frame: int, pose: Pose) -> Pose:
         """The pose [B, 3, 3], [B, 3] of a frame, by its pixels where the video is crisp."""

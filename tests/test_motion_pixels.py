@@ -29,8 +29,9 @@ def bending() -> tuple[protocol.Subject, np.ndarray, protocol.Video]:
     return make_subject(vertices, faces), poses, coloured_video(poses, faces, stripes(vertices), 192)
 
 
-def tracker(subject: protocol.Subject, frames: np.ndarray) -> Tracker:
+def tracker(subject: protocol.Subject, frames: np.ndarray, own_alpha: bool = True) -> Tracker:
     matte = frames[..., 3].astype(np.float32) / 255
+    frames = frames if own_alpha else frames[..., :3]
     options, graph = STANDARD.track, build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, 8, options.large_part, torch.device("cpu"), options.joints)
     return Tracker(subject, graph, rig, _rest_samples(subject, graph, 2000), frames, matte, options)
@@ -84,7 +85,7 @@ def test_the_rows_are_the_derivatives_of_the_pixel(bending) -> None:
 def test_shaken_bones_come_to_rest(bending) -> None:
     subject, _, video = bending
     found = tracker(subject, video.frames)
-    still = resized(on_grey(video.frames, video.frames[..., 3] / np.float32(255)), ROUND.size)[:, 0]
+    still = resized(on_grey(video.frames, video.frames[..., 3] / np.float32(255)), ROUND.size)[0]
     poses = shaken(len(found.rig.centres), 0.01)
 
     def away(pose: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -102,7 +103,7 @@ def test_only_a_rendered_video_is_crisp(bending, spoilt: bool) -> None:
     if spoilt:
         frames = gaussian_filter(frames, (0, 0, 1.5, 1.5, 0))
         frames += np.random.default_rng(0).normal(0, 12, frames.shape)
-    found = tracker(subject, np.round(frames).clip(0, 255).astype(np.uint8))
+    found = tracker(subject, np.round(frames).clip(0, 255).astype(np.uint8), own_alpha=not spoilt)
     found.run(lambda: None)
     assert found.crisp != spoilt
 

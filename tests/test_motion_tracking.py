@@ -98,7 +98,7 @@ def test_odd_surfaces_give_finite_offsets(kind: str) -> None:
 def test_the_surface_is_drawn_as_the_video_shows_it_at_rest(bending) -> None:
     subject, poses, faces = bending
     video = coloured_video(poses[:1], faces, stripes(poses[0]))
-    first = on_grey(video.frames, video.frames[..., 3] / 255.0)[:, 0]
+    first = on_grey(video.frames, video.frames[..., 3] / 255.0)[0]
     points, triangles, _ = drawn_mesh(subject.vertices, subject.faces, subject.weld)
     painter = Painter(points, triangles, subject.condition_c2w, subject.fovy, first)
     drawn, _ = painter.draw(points, SIZE)
@@ -174,7 +174,7 @@ def test_a_galloping_horse_is_followed() -> None:
 def test_what_the_outline_cut_is_no_hole_once_the_surface_turns(bending) -> None:
     subject, poses, faces = bending
     video = coloured_video(poses[:1], faces, stripes(poses[0]))
-    first = on_grey(video.frames, video.frames[..., 3] / 255.0)[:, 0]
+    first = on_grey(video.frames, video.frames[..., 3] / 255.0)[0]
     points, triangles, _ = drawn_mesh(subject.vertices, subject.faces, subject.weld)
     painter = Painter(points, triangles, subject.condition_c2w, subject.fovy, first)
     about_its_axis = rotation_vector_to_matrix(torch.tensor([0.0, 0.0, 1.0])).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit, prange
 from torch import Tensor
 
 from backend.motion.rotations import matrix_to_rotation_vector, nearest_rotation, rotation_vector_to_matrix
@@ -15,8 +16,24 @@ Pose = tuple[Tensor, Tensor]  # rotations [..., B, 3, 3], translations [..., B, 
 
 def mismatch(drawn: np.ndarray, wanted: np.ndarray) -> float:
     """Mean clipped squared difference of pictures [K, S, S, 4] where either of them shows the object."""
-    away = np.minimum(((drawn - wanted) ** 2).sum(axis=-1), CLIP**2)
-    return float(away.sum() / max(np.maximum(drawn[..., 3], wanted[..., 3]).sum(), 1.0))
+    away, cover = _row_sums(drawn, wanted)
+    return float(away.sum() / max(cover.sum(), 1.0))
+
+
+@njit(cache=True, parallel=True)
+def _row_sums(drawn, wanted):
+    """Of each row of pixels of pictures [K, S, S, 4], the clipped squared differences and the larger alphas [K S]."""
+    views, size, width, channels = drawn.shape
+    away, cover = np.zeros(views * size), np.zeros(views * size)
+    for row in prange(views * size):
+        k, y = row // size, row % size
+        for x in range(width):
+            squared = 0.0
+            for c in range(channels):
+                squared += (drawn[k, y, x, c] - wanted[k, y, x, c]) ** 2
+            away[row] += min(squared, CLIP * CLIP)
+            cover[row] += max(drawn[k, y, x, 3], wanted[k, y, x, 3])
+    return away, cover
 
 
 def bridged(poses: Pose, good: np.ndarray) -> Pose:

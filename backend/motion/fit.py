@@ -20,7 +20,7 @@ from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig
 from backend.motion.settings import FitSettings, preset
 from backend.motion.start import start_poses
-from backend.motion.swings import PartTracker
+from backend.motion.swings import PartTracker, parts_of_bones
 from backend.motion.tracking import Tracker
 from backend.splats.gaussians import Gaussians
 
@@ -133,7 +133,8 @@ def fit_by_tracking(
     steps = 2 * frames.shape[1] - 2 + at_last
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
-    given = (subject, graph, rig, _rest_samples(subject, graph, options.samples), frames, matte, options)
+    samples = _rest_samples(subject, graph, options.samples)
+    given = (subject, graph, rig, samples, frames, matte, options)
     done = 1
     callback(done, steps)
 
@@ -146,9 +147,10 @@ def fit_by_tracking(
 
     def whole_parts() -> Pose | None:
         nonlocal steps
-        parts.append(PartTracker(*given))
-        if not parts[0].useful:
+        part_of_bone = parts_of_bones(rig, samples)
+        if part_of_bone is None:
             return None
+        parts.append(PartTracker(*given, part_of_bone))
         steps += 2 * frames.shape[1] - 3 + len(options.joint)
         return parts[0].run(step_done)
 

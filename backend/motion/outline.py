@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
+from numba import njit, prange
 
 NEAR = 2.5  # pixels between an outline and the surface point that stands for it
+SOLID = 0.5  # alpha from which a pixel is covered
 
 
 def outline_pulls(
@@ -19,24 +21,78 @@ def outline_pulls(
     Returns:
         the points that are pulled [P] (index into N), and by how many pixels [P, 2]; none from beyond `reach` pixels.
     """
-    points, moves = [np.zeros(0, np.int64)], [np.zeros((0, 2))]
-    for k in range(len(drawn)):
-        here, there = drawn[k] > 0.5, wanted[k] > 0.5
-        mine = np.flatnonzero(view == k)
-        if not here.any() or not there.any() or not len(mine):
+    point, move = _pulls(drawn > SOLID, wanted > SOLID, view, where, reach)
+    pulled = point >= 0
+    return point[pulled], move[pulled]
+
+
+@njit(cache=True, parallel=True)
+def _pulls(here, there, view, where, reach):
+    """here, there [K, S, S] bool -> of each pixel, the point that it pulls [K, S, S] (-1) and its move [..., 2]."""
+    views, size = here.shape[:2]
+    point, move = np.full((views, size, size), -1, np.int64), np.zeros((views, size, size, 2))
+    first, after = _in_cells(view, where, views, size)
+    for k in prange(views):
+        if not here[k].any() or not there[k].any():
             continue
-        tree = cKDTree(where[mine])
-        for held, goal in (_pairs(there & ~here, here, reach), _pairs(here & ~there, there, reach)[::-1]):
-            away, nearest = tree.query(held)
-            close = away < NEAR
-            points.append(mine[nearest[close]])
-            moves.append((goal - held)[close])
-    return np.concatenate(points), np.concatenate(moves)
+        for y in range(size):
+            for x in range(size):
+                if here[k, y, x] == there[k, y, x]:
+                    continue
+                covered = here[k] if there[k, y, x] else there[k]
+                cy, cx = _nearest_covered(covered, y, x, reach)
+                if cy < 0:
+                    continue
+                # The drawn surface's own outline is what is pulled: to the pixel, or from it to the frame's.
+                held_y, held_x, sign = (cy, cx, 1) if there[k, y, x] else (y, x, -1)
+                point[k, y, x] = _nearest_point(first[k], after, where, held_x + 0.5, held_y + 0.5)
+                move[k, y, x, 0], move[k, y, x, 1] = sign * (x - cx), sign * (y - cy)
+    return point, move
 
 
-def _pairs(missing: np.ndarray, covered: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each missing pixel, the nearest covered one [P, 2], and itself [P, 2]; as (x, y) of their middles."""
-    away, (row, column) = distance_transform_edt(~covered, return_indices=True)
-    y, x = np.nonzero(missing & (away > 1.0) & (away < reach))
-    nearest = np.stack([column[y, x], row[y, x]], axis=1) + 0.5
-    return nearest, np.stack([x, y], axis=1) + 0.5
+@njit(cache=True)
+def _in_cells(view, where, views, size):
+    """The points by pixel: the first of each [K, S, S] (-1: none) and, of each point, the next in its pixel [N]."""
+    first, after = np.full((views, size, size), -1, np.int64), np.full(len(view), -1, np.int64)
+    for n in range(len(view)):
+        x, y = int(where[n, 0]), int(where[n, 1])
+        if 0 <= x < size and 0 <= y < size:
+            after[n] = first[view[n], y, x]
+            first[view[n], y, x] = n
+    return first, after
+
+
+@njit(cache=True)
+def _nearest_covered(covered, y, x, reach):
+    """The nearest covered pixel (row, column) of [S, S], more than one and less than `reach` pixels away; or (-1, -1).
+
+    Ring by ring; a ring's corners are farther than the next ring's middles.
+    """
+    size = len(covered)
+    best, by, bx = reach * reach, -1, -1
+    for ring in range(1, int(math.ceil(reach))):
+        if ring * ring >= best:
+            break
+        for dy in range(-ring, ring + 1):
+            step = 1 if abs(dy) == ring else 2 * ring
+            for dx in range(-ring, ring + 1, step):
+                row, column, away = y + dy, x + dx, dy * dy + dx * dx
+                if away < best and 0 <= row < size and 0 <= column < size and covered[row, column]:
+                    best, by, bx = away, row, column
+    return (by, bx) if best > 1.0 else (-1, -1)
+
+
+@njit(cache=True)
+def _nearest_point(first, after, where, x, y):
+    """The point nearest to (x, y) within NEAR pixels, of those in the cells first [S, S] (see `_in_cells`); or -1."""
+    size, around = len(first), int(math.ceil(NEAR))
+    best, found = NEAR * NEAR, -1
+    for row in range(max(int(y) - around, 0), min(int(y) + around + 1, size)):
+        for column in range(max(int(x) - around, 0), min(int(x) + around + 1, size)):
+            n = first[row, column]
+            while n >= 0:
+                away = (where[n, 0] - x) ** 2 + (where[n, 1] - y) ** 2
+                if away < best:
+                    best, found = away, n
+                n = after[n]
+    return found

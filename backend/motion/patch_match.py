@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 CLIP = 0.3  # colour differences above this are all equally wrong: occlusions, highlights
 FAR = 1e9
@@ -42,9 +42,23 @@ def _add_up(values, sums):
             sums[y + 1, x + 1] += sums[y, x + 1]
 
 
+@njit(cache=True)
+def _displacements(reach):
+    """All whole ones within `reach` pixels, nearer ones first: [(2 reach + 1)^2, 2]."""
+    found = np.empty(((2 * reach + 1) ** 2, 2), np.int64)
+    n = 0
+    for ring in range(reach + 1):
+        for dy in range(-ring, ring + 1):
+            step = 1 if abs(dy) == ring else 2 * ring
+            for dx in range(-ring, ring + 1, max(step, 1)):
+                found[n] = dx, dy
+                n += 1
+    return found
+
+
 @njit(cache=True, fastmath=True)
-def _search(source, target, cx, cy, radius, reach, keep):
-    """The whole displacements of least cost of patches about (cx, cy) [N], nearer ones first: [N], [N].
+def _search(source, target, cx, cy, radius, keep, moves, first, step, best, chosen):
+    """Of each `step`-th of the moves [D, 2], which costs least for patches about (cx, cy) [N]: costs, numbers [N].
 
     Each displacement is tried for the whole picture at once: most patches overlap.
     """
@@ -52,33 +66,40 @@ def _search(source, target, cx, cy, radius, reach, keep):
     x0, y0 = max(cx.min() - radius, 0), max(cy.min() - radius, 0)
     wide, high = min(cx.max() + radius + 1, size) - x0, min(cy.max() + radius + 1, size) - y0
     away, sums = np.empty((high, wide), np.float32), np.zeros((high + 1, wide + 1))
-    best, bx, by = np.full(count, FAR), np.zeros(count, np.int64), np.zeros(count, np.int64)
-    for ring in range(reach + 1):
-        for dy in range(-ring, ring + 1):
-            step = 1 if abs(dy) == ring else 2 * ring
-            for dx in range(-ring, ring + 1, max(step, 1)):
-                _differences(source, target, x0, y0, dx, dy, away)
-                _add_up(away, sums)
-                pull = keep * (dx * dx + dy * dy)
-                for n in range(count):
-                    left, right = max(cx[n] - radius - x0, 0), min(cx[n] + radius + 1 - x0, wide)
-                    top, low = max(cy[n] - radius - y0, 0), min(cy[n] + radius + 1 - y0, high)
-                    total = sums[low, right] - sums[top, right] - sums[low, left] + sums[top, left]
-                    here = total / ((right - left) * (low - top)) + pull
-                    if here < best[n]:
-                        best[n], bx[n], by[n] = here, dx, dy
-    return bx, by
+    for number in range(first, len(moves), step):
+        dx, dy = moves[number]
+        _differences(source, target, x0, y0, dx, dy, away)
+        _add_up(away, sums)
+        pull = keep * (dx * dx + dy * dy)
+        for n in range(count):
+            left, right = max(cx[n] - radius - x0, 0), min(cx[n] + radius + 1 - x0, wide)
+            top, low = max(cy[n] - radius - y0, 0), min(cy[n] + radius + 1 - y0, high)
+            total = sums[low, right] - sums[top, right] - sums[low, left] + sums[top, left]
+            here = total / ((right - left) * (low - top)) + pull
+            if here < best[n]:
+                best[n], chosen[n] = here, number
 
 
 @njit(cache=True, parallel=True)
-def _nearest_whole(source, target, view, cx, cy, radius, reach, keep):
-    """`_search` in each picture: view [N], cx [N], cy [N] -> [N], [N]."""
-    bx, by = np.zeros(len(view), np.int64), np.zeros(len(view), np.int64)
-    for k in prange(source.shape[0]):
+def _nearest_whole(source, target, view, cx, cy, radius, reach, keep, shares):
+    """The whole displacement of least cost [N, 2] of each patch about (cx, cy) [N] in picture view [N]; the nearer one
+    where two cost the same. So many jobs share the displacements of one picture.
+    """
+    moves, views = _displacements(reach), len(source)
+    best, chosen = np.full((shares, len(view)), FAR), np.zeros((shares, len(view)), np.int64)
+    for job in prange(views * shares):
+        k, share = job // shares, job % shares
         mine = np.flatnonzero(view == k)
         if len(mine) and reach > 0:
-            bx[mine], by[mine] = _search(source[k], target[k], cx[mine], cy[mine], radius, reach, keep)
-    return bx, by
+            cost, number = best[share][mine], chosen[share][mine]
+            _search(source[k], target[k], cx[mine], cy[mine], radius, keep, moves, share, shares, cost, number)
+            best[share][mine], chosen[share][mine] = cost, number
+    for share in range(1, shares):
+        for n in range(len(view)):
+            cost, number = best[share, n], chosen[share, n]
+            if cost < best[0, n] or (cost == best[0, n] and number < chosen[0, n]):
+                best[0, n], chosen[0, n] = cost, number
+    return moves[chosen[0]]
 
 
 @njit(cache=True, fastmath=True)
@@ -128,8 +149,16 @@ def _system(source, across, down, target, cx, cy, u, v, radius, out):
     out[0], out[1], out[2], out[3], out[4], out[5], out[6] = sxx, sxy, syy, sx, sy, error * CLIP * CLIP, count
 
 
-@njit(cache=True, parallel=True)
-def match_patches(source, target, view, place, radius, reach, keep, edge):
+def match_patches(
+    source: np.ndarray,
+    target: np.ndarray,
+    view: np.ndarray,
+    place: np.ndarray,
+    radius: int,
+    reach: int,
+    keep: float,
+    edge: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where N patches of the pictures source [K, S, S, C] float32 lie in target [K, S, S, C] float32.
 
     Args:
@@ -140,18 +169,24 @@ def match_patches(source, target, view, place, radius, reach, keep, edge):
         displacement [N, 2], cost [N] (mean squared difference), information [N, 2, 2]: square root of how well each
         direction is told, eigenvalues 0..1.
     """
+    shares = max(get_num_threads() // len(source), 1)
+    return _matched(source, target, view, place, radius, reach, keep, edge, shares)
+
+
+@njit(cache=True, parallel=True)
+def _matched(source, target, view, place, radius, reach, keep, edge, shares):
     count = view.shape[0]
     across, down = np.zeros_like(source), np.zeros_like(source)
     across[:, :, 1:-1] = 0.5 * (source[:, :, 2:] - source[:, :, :-2])
     down[:, 1:-1] = 0.5 * (source[:, 2:] - source[:, :-2])
     cx, cy = np.floor(place[:, 0]).astype(np.int64), np.floor(place[:, 1]).astype(np.int64)
-    bx, by = _nearest_whole(source, target, view, cx, cy, radius, reach, keep)
+    whole = _nearest_whole(source, target, view, cx, cy, radius, reach, keep, shares)
     displacement = np.zeros((count, 2))
     cost = np.zeros(count)
     information = np.zeros((count, 2, 2))
     for n in prange(count):
         k = view[n]
-        u, v = float(bx[n]), float(by[n])
+        u, v = float(whole[n, 0]), float(whole[n, 1])
         sums = np.empty(7)
         for _ in range(FINE_STEPS):
             _system(source[k], across[k], down[k], target[k], cx[n], cy[n], u, v, radius, sums)
@@ -160,7 +195,8 @@ def match_patches(source, target, view, place, radius, reach, keep, edge):
             det = xx * yy - xy * xy
             u += (yy * sums[3] - xy * sums[4]) / det
             v += (xx * sums[4] - xy * sums[3]) / det
-            u, v = min(max(u, bx[n] - STRAY), bx[n] + STRAY), min(max(v, by[n] - STRAY), by[n] + STRAY)
+            u = min(max(u, whole[n, 0] - STRAY), whole[n, 0] + STRAY)
+            v = min(max(v, whole[n, 1] - STRAY), whole[n, 1] + STRAY)
         _system(source[k], across[k], down[k], target[k], cx[n], cy[n], u, v, radius, sums)
         seen = max(sums[6], 1.0)
         cost[n] = sums[5] / seen

@@ -234,6 +234,40 @@ def _add(rows, bones, count, told, weight, matrix, right):
                         matrix[i + p, j + q] += first * rows[0, b, q] + second * rows[1, b, q]
 
 
+@njit(cache=True, fastmath=True)
+def _add_views(
+    first, last, drawn, wanted, depth, face_of, place, faces, rest, places, weights, hung_on, affine, origin, w2c,
+    focal, weight, matrix, right,
+):  # fmt: skip
+    """`add_pixels` of some views, first .. last - 1, of one frame."""
+    size = drawn.shape[1]
+    samples = depth.shape[1] // size
+    told, share, point = np.zeros(6), np.zeros(3), np.zeros(3)
+    bones, levers, rows = np.zeros(MAX_HUNG, np.int64), np.zeros((MAX_HUNG, 4)), np.zeros((2, MAX_HUNG, 6))
+    for v in range(first, last):
+        for y in range(size):
+            for x in range(size):
+                if drawn[v, y, x, 3] == 0.0 and wanted[v, y, x, 3] == 0.0:
+                    continue
+                _structure(drawn[v], wanted[v], y, x, told)
+                if told[0] + told[2] < FAINT:
+                    continue
+                row, column = _owner(depth[v], y, x, samples)
+                if row < 0:
+                    continue
+                corners = faces[face_of[v, row, column]]
+                share[1], share[2] = place[v, row, column]
+                share[0] = 1.0 - share[1] - share[2]
+                for i in range(3):
+                    point[i] = 0.0
+                    for corner in range(3):
+                        point[i] += share[corner] * places[corners[corner], i]
+                count = _hang(corners, share, rest, weights, hung_on, affine, origin, bones, levers)
+                _rows(point, w2c[v], focal, levers, count, rows)
+                robust = weight / (1.0 + told[5] / (CLIP * CLIP)) ** 2
+                _add(rows, bones, count, told, robust, matrix, right)
+
+
 @njit(cache=True, parallel=True, fastmath=True)
 def add_pixels(
     drawn, wanted, depth, face_of, place, faces, rest, places, weights, hung_on, affine, origin, w2c, focal, weight,
@@ -245,30 +279,22 @@ def add_pixels(
     rest [P, 3], places [T, P, 3] of the points, hung by weights [P, 4] on bones hung_on [P, 4]; affine [T, B, 3, 4];
     origin [T, B, 3]; w2c [K, 4, 4]; focal in pixels; matrix [T, 6 B, 6 B] and right [T, 6 B] float64.
     """
-    frames, views, size = drawn.shape[:3]
-    samples = depth.shape[2] // size
-    for t in prange(frames):
-        told, share, point = np.zeros(6), np.zeros(3), np.zeros(3)
-        bones, levers, rows = np.zeros(MAX_HUNG, np.int64), np.zeros((MAX_HUNG, 4)), np.zeros((2, MAX_HUNG, 6))
-        for v in range(views):
-            for y in range(size):
-                for x in range(size):
-                    if drawn[t, v, y, x, 3] == 0.0 and wanted[t, v, y, x, 3] == 0.0:
-                        continue
-                    _structure(drawn[t, v], wanted[t, v], y, x, told)
-                    if told[0] + told[2] < FAINT:
-                        continue
-                    row, column = _owner(depth[t, v], y, x, samples)
-                    if row < 0:
-                        continue
-                    corners = faces[face_of[t, v, row, column]]
-                    share[1], share[2] = place[t, v, row, column]
-                    share[0] = 1.0 - share[1] - share[2]
-                    for i in range(3):
-                        point[i] = 0.0
-                        for corner in range(3):
-                            point[i] += share[corner] * places[t, corners[corner], i]
-                    count = _hang(corners, share, rest, weights, hung_on, affine[t], origin[t], bones, levers)
-                    _rows(point, w2c[v], focal, levers, count, rows)
-                    robust = weight / (1.0 + told[5] / (CLIP * CLIP)) ** 2
-                    _add(rows, bones, count, told, robust, matrix[t], right[t])
+    frames, views = drawn.shape[:2]
+    # The views of a single frame are added up side by side; those of many would cost much memory.
+    sums = views if frames == 1 else 0
+    unknowns = right.shape[1]
+    own, own_right = np.zeros((sums, unknowns, unknowns)), np.zeros((sums, unknowns))
+    for job in prange(frames * max(sums, 1)):
+        if sums > 0:
+            _add_views(
+                job, job + 1, drawn[0], wanted[0], depth[0], face_of[0], place[0], faces, rest, places[0], weights,
+                hung_on, affine[0], origin[0], w2c, focal, weight, own[job], own_right[job],
+            )  # fmt: skip
+        else:
+            _add_views(
+                0, views, drawn[job], wanted[job], depth[job], face_of[job], place[job], faces, rest, places[job],
+                weights, hung_on, affine[job], origin[job], w2c, focal, weight, matrix[job], right[job],
+            )  # fmt: skip
+    for k in range(sums):
+        matrix[0] += own[k]
+        right[0] += own_right[k]

@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numba import get_num_threads
 from torch import Tensor
 
-from backend.motion.accumulate import add_terms, frame_ranges
+from backend.motion.accumulate import add_links, add_observations, add_terms, frame_ranges
 from backend.motion.bones import Rig
 from backend.motion.observations import Observations, pixel_errors
 from backend.motion.rotations import rotation_vector_to_matrix
@@ -112,18 +114,19 @@ class NormalEquations:
 
     def add_pixels(self, seen: Observations, robust: float) -> None:
         """Reprojection error, Geman-McClure of width `robust` (a length beside the object)."""
-        error, arms = pixel_errors(self.rig, seen, self.rotations, self.translations)
-        # Change of the error by a shift in subject space.
-        along = (seen.camera[:, :2, :3] + seen.target[..., None] * seen.camera[:, 2:, :3])[:, :, None]  # [N, 2, 1, 3]
-        along = along.expand(-1, -1, arms.shape[1], -1)
-        turn = torch.linalg.cross(arms[:, None].expand_as(along), along)
-        jacobian = torch.cat([turn, along], dim=-1) * seen.weights[:, None, :, None]
-        if seen.information is not None:
-            error = (seen.information @ error[..., None])[..., 0]
-            jacobian = torch.einsum("nij,njkl->nikl", seen.information, jacobian)
-        squared = (error**2).sum(dim=-1)
-        weight = seen.confidence * (robust**2 / (robust**2 + squared)) ** 2
-        self._add(seen.frame, seen.bones, jacobian, error, weight)
+        order, first = frame_ranges(seen.frame.cpu().numpy(), self.frames)
+        information = torch.zeros(0, 2, 2) if seen.information is None else seen.information
+        fields = seen.rest, seen.bones, seen.weights, seen.camera, seen.target, seen.confidence, information
+        terms = [x.cpu().numpy() for x in fields]
+        if order is not None:
+            terms = [x[order] if len(x) else x for x in terms]
+        shares = max(get_num_threads() // self.frames, 1)
+        add_observations(first, *terms, *self._poses(), robust, shares, self.matrix.numpy(), self.right.numpy())
+
+    def _poses(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centres [B, 3], turns [T, B, 3, 3] and shifts [T, B, 3]."""
+        poses = self.rig.centres, self.rotations, self.translations
+        return tuple(x.cpu().contiguous().numpy() for x in poses)
 
     def add_links(
         self,
@@ -137,22 +140,13 @@ class NormalEquations:
         With `since` (rotations [T, B, 3, 3], translations [T, B, 3]) they only keep how far they agreed in that pose.
         A joint that the pictures pull apart by `yields` (subject units) holds half as much, and so on.
         """
-        sides = []
-        for bone in self.rig.links.unbind(-1):
-            arms = (self.rotations[:, bone] @ (self.rig.joints - self.rig.centres[bone])[..., None])[..., 0]
-            place = arms + self.rig.centres[bone] + self.translations[:, bone]  # [T, E, 3]
-            sides.append((place.flatten(0, 1), _rigid_jacobian(arms).flatten(0, 1)))
-        (here, by_first), (there, by_second) = sides
-        frame = torch.arange(self.frames, device=here.device).repeat_interleave(len(self.rig.links))
-        jacobian = torch.stack([by_first, -by_second], dim=2)  # [T E, 3, 2, 6]
-        error = here - there
-        if since is not None:
-            error = error - joint_gaps(self.rig, *since).flatten(0, 1)
+        rig = self.rig
+        gaps = torch.zeros(self.frames, len(rig.links), 3) if since is None else joint_gaps(rig, *since)
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
-        between = self.rig.part[self.rig.links[:, 0]] != self.rig.part[self.rig.links[:, 1]]
-        weight = torch.where(between, between_parts, stiffness) * self.rig.strength
-        weight = weight.repeat(self.frames) / (1 + (error**2).sum(dim=-1) / yields**2)
-        self._add(frame, self.rig.links.repeat(self.frames, 1), jacobian, error, weight)
+        between = rig.part[rig.links[:, 0]] != rig.part[rig.links[:, 1]]
+        strength = torch.where(between, between_parts, stiffness) * rig.strength
+        held = [x.cpu().contiguous().numpy() for x in (rig.links, rig.joints, strength, gaps)]
+        add_links(*held, yields, *self._poses(), self.matrix.numpy(), self.right.numpy())
 
     def add_time(self, weight: float) -> None:
         """Each bone lies half-way between its poses of the frames before and after (those of the last step)."""

@@ -66,15 +66,13 @@ class PartTracker(Tracker):
         frames: np.ndarray,
         matte: np.ndarray,
         settings: TrackSettings,
+        part_of_bone: Tensor,
         swing: SwingSettings = SwingSettings(),
     ) -> None:
-        """As of `Tracker`, for which the poses are; not `useful` where there is but one part, or too many."""
-        bone = rig.node_weights.argmax(dim=1).numpy()[samples[1]]
-        part_of_piece = group_pieces(samples[0], rig.part.numpy()[bone])
+        """As of `Tracker`, for which the poses are; part_of_bone [B] as of `parts_of_bones`."""
         self.stretching = False
-        self.bones, self.swing, self.part_of_bone = rig, swing, torch.from_numpy(part_of_piece)[rig.part]
-        self.useful = 0 < part_of_piece.max() < MAX_PARTS
-        zones = contact_zones(samples[0], self.part_of_bone.numpy()[bone]) if self.useful else []
+        self.bones, self.swing, self.part_of_bone = rig, swing, part_of_bone
+        zones = contact_zones(samples[0], part_of_bone.numpy()[_bone_of(rig, samples)])
         self.axes = torch.tensor(np.array([found[0].slides for found in zones]), dtype=rig.centres.dtype)
         self.zones = [found[0] for found in zones[:MAX_ZONES]]
         whole = _part_rig(rig, self.part_of_bone, [zone for found in zones for zone in found], swing.contact)
@@ -148,7 +146,7 @@ class PartTracker(Tracker):
     def _swings(self, frame: int, pose: Pose) -> list[Pose]:
         """Of all that the parts could do from a pose, what looks most like the frame."""
         tried = [other for zone in self.zones for other in self._swings_of(zone, pose)]
-        wanted = self._picture(self.swing.size)[:, frame]
+        wanted = self._picture(self.swing.size)[frame]
         away: list[float] = []
         for start in range(0, len(tried), AT_ONCE):
             turns, shifts = (torch.stack(part) for part in zip(*tried[start : start + AT_ONCE], strict=True))
@@ -178,6 +176,17 @@ class PartTracker(Tracker):
         arms = self.bones.centres - self.rig.centres[own]
         turned = (turns[:, own] @ arms[..., None])[..., 0]
         return turns[:, own], turned - arms + shifts[:, own]
+
+
+def parts_of_bones(rig: Rig, samples: tuple[np.ndarray, np.ndarray]) -> Tensor | None:
+    """The part [B] of each bone; None where there is but one part, or too many. samples as of `Tracker`."""
+    part_of_piece = group_pieces(samples[0], rig.part.numpy()[_bone_of(rig, samples)])
+    return torch.from_numpy(part_of_piece)[rig.part] if 0 < part_of_piece.max() < MAX_PARTS else None
+
+
+def _bone_of(rig: Rig, samples: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The bone [M] that holds most of each sample."""
+    return rig.node_weights.argmax(dim=1).numpy()[samples[1]]
 
 
 def _moved(rig: Rig, pose: Pose, bone: int, turn: Tensor, point: Tensor, shift: Tensor) -> Pose:

@@ -135,7 +135,7 @@ class Tracker:
         self.points = points
         self.point_skin = heaviest(rig.weights(points, graph.owner[vertex]))
         self.sample_skin = heaviest(rig.weights(*samples))
-        first = self.pictures[self.largest][:, 0]
+        first = self.pictures[self.largest][0]
         self.painter = Painter(points, faces, subject.condition_c2w, subject.fovy, first)
         self.known = np.zeros(len(self.samples), bool)
         self.known[self._visible(self.samples, self.painter.depths, len(self.samples))[1]] = True
@@ -143,7 +143,9 @@ class Tracker:
         self.crisp = False  # until a frame shows it
         self.error_of_crisp = settings.rendered if frames.shape[-1] == 4 else settings.crisp
         self.bias: dict[tuple[int, float], np.ndarray] = {}
-        self.floor: float | None = None
+        at_rest = self.painter.draw(self.points, EVIDENCE)[0]
+        away = np.array([mismatch(at_rest, wanted) for wanted in self._picture(EVIDENCE)])
+        self.floor, self.still = away[0], away - away[0]  # [F]: `_excess` of standing still
 
     def run(self, step_done: Callable[[], None], whole_parts: Callable[[], Pose | None] = lambda: None) -> Pose:
         """Rotations [F, B, 3, 3] and translations [F, B, 3] of the bones; frame 0 is the rest.
@@ -189,19 +191,16 @@ class Tracker:
             return pose
         turns, shifts = (torch.stack(pair) for pair in zip(rest_pose(len(pose[0])), pose, strict=True))
         rounds = self.settings.each
-        turns, shifts = self.pixel_fit.improve(turns, shifts, lambda size: self._frames(size, [frame]), rounds)
+        turns, shifts = self.pixel_fit.improve(
+            turns, shifts, lambda size: self._picture(size)[frame : frame + 1], rounds
+        )
         return turns[1], shifts[1]
-
-    def _frames(self, size: int, frames: list[int]) -> np.ndarray:
-        """Some of the video's frames at a size, [T, 4, s, s, 4]."""
-        return np.ascontiguousarray(np.moveaxis(self._picture(size)[:, frames], 1, 0))
 
     def _jointly(self, turns: Tensor, shifts: Tensor, step_done: Callable[[], None]) -> Pose:
         """All frames together: by their pixels, or matched and solved."""
         if self.crisp:
-            moving = list(range(1, self.frames))
             rounds = self.settings.whole_video
-            return self.pixel_fit.improve(turns, shifts, lambda size: self._frames(size, moving), rounds, step_done)
+            return self.pixel_fit.improve(turns, shifts, lambda size: self._picture(size)[1:], rounds, step_done)
         drift = torch.zeros(self.frames - 1, len(self.painter.w2c), 3)
         for level in self.settings.joint:
             seen = self._observe(turns, shifts, range(1, self.frames), level)
@@ -216,15 +215,15 @@ class Tracker:
         still, whole, free = 0.0, 0.0, 0.0
         for frame in sorted({max(share * self.frames // 4, 1) for share in (1, 2, 3)}):
             pose = poses[0][frame], poses[1][frame]
-            still += self._excess(frame, rest_pose(len(self.rig.centres)))
+            still += self.still[frame]
             whole += self._excess(frame, pose)
             free += self._excess(frame, self._follow(frame, pose, self.settings.levels))
         return whole < self.settings.whole * still and self.settings.clearly * whole < free
 
     def _explained(self, frame: int, pose: Pose) -> bool:
         """Whether no other start need be tried."""
-        still = self._excess(frame, rest_pose(len(self.rig.centres)))
-        return still < STILL or self._excess(frame, pose) < self.settings.explained * still
+        still = self.still[frame]
+        return bool(still < STILL or self._excess(frame, pose) < self.settings.explained * still)
 
     def _better(self, frame: int, pose: Pose, start: Pose, levels: tuple[Level, ...] = ()) -> Pose:
         """The pose, or what the frame leads to from another start where that explains it clearly better.
@@ -239,8 +238,7 @@ class Tracker:
 
     def _upheld(self, poses: Pose) -> Pose:
         """The poses; frames that these explain no better than standing still does are bridged, or stand still."""
-        rest = rest_pose(len(self.rig.centres))
-        still = np.array([self._excess(frame, rest) for frame in range(self.frames)])
+        rest, still = rest_pose(len(self.rig.centres)), self.still
         found = np.array([self._excess(frame, (poses[0][frame], poses[1][frame])) for frame in range(self.frames)])
         if found.sum() > self.settings.doubtful * still.sum() and only_drifts(still, found, self._drifting()):
             return tuple(part.expand(self.frames, *part.shape).clone() for part in rest)
@@ -261,15 +259,13 @@ class Tracker:
         drift = estimate_drift(self.rig, seen, turns, shifts, drift, level.robust)
         drawn, focal = self.painter.draw(self.points, EVIDENCE)[0], self.painter.focal(EVIDENCE)
         wanted = self._picture(EVIDENCE)
-        away = [mismatch(drifted(drawn, drift[k - 1], focal), wanted[:, k]) for k in range(1, self.frames)]
+        away = [mismatch(drifted(drawn, drift[k - 1], focal), wanted[k]) for k in range(1, self.frames)]
         return np.array([0.0, *(one - self.floor for one in away)])
 
     def _excess(self, frame: int, pose: Pose) -> float:
         """By how much a pose fails to explain a frame, beyond what the rest fails to explain of frame 0."""
-        if self.floor is None:
-            self.floor = mismatch(self.painter.draw(self.points, EVIDENCE)[0], self._picture(EVIDENCE)[:, 0])
         drawn, _ = self.painter.draw(self._posed(pose[0][None], pose[1][None])[0], EVIDENCE)
-        return mismatch(drawn, self._picture(EVIDENCE)[:, frame]) - self.floor
+        return mismatch(drawn, self._picture(EVIDENCE)[frame]) - self.floor
 
     def _posed(self, turns: Tensor, shifts: Tensor) -> np.ndarray:
         """The drawn points [T, P, 3] in poses [T, ...]."""
@@ -339,7 +335,7 @@ class Tracker:
         """affine [B, 3, 4]: the pose that is drawn."""
         size, options = level.size, self.settings
         image, depth = self.painter.draw(posed(self.points, self.point_skin, affine[None])[0], size)
-        target = self._picture(size)[:, frame]
+        target = self._picture(size)[frame]
         view, sample, where = self._visible(
             posed(self.samples, self.sample_skin, affine[None])[0], depth, options.queries
         )
@@ -368,7 +364,7 @@ class Tracker:
             view, sample, where = self._visible(self.samples, depth, len(self.samples))
             options = self.settings
             moved, _, information = match_patches(
-                image, self._picture(size)[:, 0], view, where, options.radius, 1, options.keep, edge
+                image, self._picture(size)[0], view, where, options.radius, 1, options.keep, edge
             )
             self.bias[size, edge][view, sample] = (information @ moved[..., None])[..., 0]
         return self.bias[size, edge]
@@ -390,7 +386,7 @@ class Tracker:
         return view, sample, where
 
     def _picture(self, size: int) -> np.ndarray:
-        """The video [4, F, s, s, 4] at another size."""
+        """The video [F, 4, s, s, 4] at a size."""
         if size not in self.pictures:
             self.pictures[size] = resized(self.pictures[self.largest], size)
         return self.pictures[size]

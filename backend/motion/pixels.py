@@ -39,8 +39,8 @@ class PixelSettings:
     """Weights as in `RigFitSettings`; found on ten known motions and on four that nothing else was tuned on."""
 
     weight: float = 0.02  # of a pixel of a 64 pixel picture; .06 follows noise, .006 leaves a fox .05 behind
-    stiffness: float = 1.0  # of the links
-    yields: float = 0.005  # subject units: a joint that bends holds less, so that bodies bend at joints
+    stiffness: float = 4.0  # of the links; 16 with half the yielding is no better, with as much it stiffens foxes
+    yields: float = 0.0025  # subject units: a joint that bends holds less, so that bodies bend at joints
     temporal: float = 0.3
     prior: float = 1e-4
 
@@ -81,7 +81,7 @@ class PixelFit:
         options = self.settings
         system = NormalEquations(self.rig, turns, shifts)
         self._add_pixels(system, turns[1:], shifts[1:], goal, part)
-        system.add_links(options.stiffness, options.stiffness, yields=options.yields)
+        system.add_links(options.stiffness, options.stiffness, yields=options.yields, shared=True)
         system.add_time(options.temporal)
         system.add_prior(options.prior)
         return system.moved()

@@ -134,17 +134,22 @@ class NormalEquations:
         between_parts: float,
         since: tuple[Tensor, Tensor] | None = None,
         yields: float = math.inf,
+        shared: bool = False,
     ) -> None:
         """Neighbouring bones agree on where their joints are: the edge term of embedded deformation.
 
         With `since` (rotations [T, B, 3, 3], translations [T, B, 3]) they only keep how far they agreed in that pose.
-        A joint that the pictures pull apart by `yields` (subject units) holds half as much, and so on.
+        A joint that the pictures pull apart by `yields` (subject units) holds half as much, and so on; `shared`: in all
+        frames alike, by how far it is torn in the mean, for what is a joint in one frame is one in all.
         """
         rig = self.rig
         gaps = torch.zeros(self.frames, len(rig.links), 3) if since is None else joint_gaps(rig, *since)
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
         between = rig.part[rig.links[:, 0]] != rig.part[rig.links[:, 1]]
         strength = torch.where(between, between_parts, stiffness) * rig.strength
+        if shared and self.frames > 1:
+            away = joint_gaps(rig, self.rotations, self.translations).square().sum(dim=-1).mean(dim=0)
+            strength, yields = strength / (1 + away / yields**2), math.inf
         held = [x.cpu().contiguous().numpy() for x in (rig.links, rig.joints, strength, gaps)]
         add_links(*held, yields, *self._poses(), self.matrix.numpy(), self.right.numpy())
 

@@ -33,6 +33,7 @@ from backend.motion.surface_views import EPSILON, FINE, Painter, drawn_mesh
 from backend.motion.view_drift import estimate_drift, take_off_drift
 
 STILL = 5e-4  # mismatch (see `evidence`) of a frame in which next to nothing has moved
+GROWN = 0.03  # change of a part's volume from which it is not rigid
 EVIDENCE = 128  # pixels at which poses are compared with frames
 
 
@@ -213,11 +214,14 @@ class Tracker:
     def _enough(self, poses: Pose) -> bool:
         """Whether poses of whole parts explain the video, and about as well as what the bones find from there."""
         still, whole, free = 0.0, 0.0, 0.0
+        # Pixel by pixel, bones can imitate what grows.
+        rigid = bool((torch.linalg.det(poses[0]) - 1.0).abs().max() < GROWN)
         for frame in sorted({max(share * self.frames // 4, 1) for share in (1, 2, 3)}):
             pose = poses[0][frame], poses[1][frame]
             still += self.still[frame]
             whole += self._excess(frame, pose)
-            free += self._excess(frame, self._follow(frame, pose, self.settings.levels))
+            bones = self._follow(frame, pose, self.settings.levels)
+            free += self._excess(frame, self._improved(frame, bones) if rigid else bones)
         return whole < self.settings.whole * still and self.settings.clearly * whole < free
 
     def _explained(self, frame: int, pose: Pose) -> bool:

@@ -125,10 +125,10 @@ def add_observations(
 
 
 @njit(cache=True, parallel=True, fastmath=True)
-def add_links(links, joints, strength, gaps, yields, centres, turns, shifts, matrix, right):
+def add_links(links, joints, strength, gaps, centres, turns, shifts, matrix, right):
     """Adds E links: pairs of bones [E, 2] that agree, up to gaps [T, E, 3], on where their joints [E, 3] are.
 
-    strength [E] is halved where a joint is torn open by `yields`; centres, turns and shifts as in `add_observations`.
+    strength [E]; centres, turns and shifts as in `add_observations`.
     """
     for t in prange(len(turns)):
         arms, error = np.zeros((2, 3)), np.zeros(3)
@@ -144,18 +144,17 @@ def add_links(links, joints, strength, gaps, yields, centres, turns, shifts, mat
                     error[i] += sign * (arm[i] + centres[bone, i] + shifts[t, bone, i])
                     j, k = (i + 1) % 3, (i + 2) % 3
                     out[i, j], out[i, k], out[i, 3 + i] = sign * arm[k], -sign * arm[j], sign
-            w = strength[n] / (1.0 + (error[0] ** 2 + error[1] ** 2 + error[2] ** 2) / yields**2)
             for a in range(2):
                 i = 6 * links[n, a]
                 for p in range(6):
                     for r in range(3):
-                        right[t, i + p] -= w * rows[a, r, p] * error[r]
+                        right[t, i + p] -= strength[n] * rows[a, r, p] * error[r]
                     for b in range(2):
                         j = 6 * links[n, b]
                         if j <= i:
                             for q in range(6):
                                 for r in range(3):
-                                    matrix[t, i + p, j + q] += w * rows[a, r, p] * rows[b, r, q]
+                                    matrix[t, i + p, j + q] += strength[n] * rows[a, r, p] * rows[b, r, q]
 
 
 def frame_ranges(frame: np.ndarray, frames: int) -> tuple[np.ndarray | None, np.ndarray]:

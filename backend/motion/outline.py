@@ -40,13 +40,13 @@ def _pulls(here, there, view, where, reach):
                 if here[k, y, x] == there[k, y, x]:
                     continue
                 covered = here[k] if there[k, y, x] else there[k]
-                cy, cx = _nearest_covered(covered, y, x, reach)
-                if cy < 0:
+                dx, dy = _to_covered(covered, x, y, reach)
+                if dx == 0.0 and dy == 0.0:
                     continue
                 # The drawn surface's own outline is what is pulled: to the pixel, or from it to the frame's.
-                held_y, held_x, sign = (cy, cx, 1) if there[k, y, x] else (y, x, -1)
+                held_x, held_y, sign = (x + dx, y + dy, -1.0) if there[k, y, x] else (float(x), float(y), 1.0)
                 point[k, y, x] = _nearest_point(first[k], after, where, held_x + 0.5, held_y + 0.5)
-                move[k, y, x, 0], move[k, y, x, 1] = sign * (x - cx), sign * (y - cy)
+                move[k, y, x, 0], move[k, y, x, 1] = sign * dx, sign * dy
     return point, move
 
 
@@ -63,23 +63,29 @@ def _in_cells(view, where, views, size):
 
 
 @njit(cache=True)
-def _nearest_covered(covered, y, x, reach):
-    """The nearest covered pixel (row, column) of [S, S], more than one and less than `reach` pixels away; or (-1, -1).
+def _to_covered(covered, x, y, reach):
+    """The way (x, y) to the nearest covered pixel of [S, S], if it is more than one and less than `reach` pixels away.
 
-    Ring by ring; a ring's corners are farther than the next ring's middles.
+    The mean where several are as near; (0, 0) where there is none, or they lie on opposite sides. Ring by ring: a
+    ring's corners are farther than the next ring's middles.
     """
     size = len(covered)
-    best, by, bx = reach * reach, -1, -1
+    best, sum_x, sum_y, count = reach * reach, 0, 0, 0
     for ring in range(1, int(math.ceil(reach))):
-        if ring * ring >= best:
+        if ring * ring > best:
             break
         for dy in range(-ring, ring + 1):
             step = 1 if abs(dy) == ring else 2 * ring
             for dx in range(-ring, ring + 1, step):
                 row, column, away = y + dy, x + dx, dy * dy + dx * dx
-                if away < best and 0 <= row < size and 0 <= column < size and covered[row, column]:
-                    best, by, bx = away, row, column
-    return (by, bx) if best > 1.0 else (-1, -1)
+                if away > best or not (0 <= row < size and 0 <= column < size) or not covered[row, column]:
+                    continue
+                if away < best:
+                    best, sum_x, sum_y, count = away, 0, 0, 0
+                sum_x, sum_y, count = sum_x + dx, sum_y + dy, count + 1
+    if count == 0 or best <= 1.0:
+        return 0.0, 0.0
+    return sum_x / count, sum_y / count
 
 
 @njit(cache=True)

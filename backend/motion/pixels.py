@@ -81,7 +81,7 @@ class PixelFit:
         options = self.settings
         system = NormalEquations(self.rig, turns, shifts)
         self._add_pixels(system, turns[1:], shifts[1:], goal, part)
-        system.add_links(options.stiffness, options.stiffness, yields=options.yields, shared=True)
+        system.add_links(options.stiffness, options.stiffness, yields=options.yields)
         system.add_time(options.temporal)
         system.add_prior(options.prior)
         return system.moved()

@@ -134,24 +134,23 @@ class NormalEquations:
         between_parts: float,
         since: tuple[Tensor, Tensor] | None = None,
         yields: float = math.inf,
-        shared: bool = False,
     ) -> None:
         """Neighbouring bones agree on where their joints are: the edge term of embedded deformation.
 
         With `since` (rotations [T, B, 3, 3], translations [T, B, 3]) they only keep how far they agreed in that pose.
-        A joint that the pictures pull apart by `yields` (subject units) holds half as much, and so on; `shared`: in all
-        frames alike, by how far it is torn in the mean, for what is a joint in one frame is one in all.
+        A joint that the pictures pull apart by `yields` (subject units) in the mean of all frames holds half as much,
+        and so on: what is a joint in one frame is one in all.
         """
         rig = self.rig
         gaps = torch.zeros(self.frames, len(rig.links), 3) if since is None else joint_gaps(rig, *since)
         # Links between parts stay loose from the start: they would turn a spinning wheel back.
         between = rig.part[rig.links[:, 0]] != rig.part[rig.links[:, 1]]
         strength = torch.where(between, between_parts, stiffness) * rig.strength
-        if shared and self.frames > 1:
-            away = joint_gaps(rig, self.rotations, self.translations).square().sum(dim=-1).mean(dim=0)
-            strength, yields = strength / (1 + away / yields**2), math.inf
+        if yields < math.inf:
+            torn = joint_gaps(rig, self.rotations, self.translations) - gaps.to(rig.centres)
+            strength = strength / (1 + torn.square().sum(dim=-1).mean(dim=0) / yields**2)
         held = [x.cpu().contiguous().numpy() for x in (rig.links, rig.joints, strength, gaps)]
-        add_links(*held, yields, *self._poses(), self.matrix.numpy(), self.right.numpy())
+        add_links(*held, *self._poses(), self.matrix.numpy(), self.right.numpy())
 
     def add_time(self, weight: float) -> None:
         """Each bone lies half-way between its poses of the frames before and after (those of the last step)."""

@@ -108,6 +108,16 @@ def test_only_a_rendered_video_is_crisp(bending, spoilt: bool) -> None:
     assert found.crisp != spoilt
 
 
+def test_what_comes_from_the_last_frame_mends_the_ones_before(bending) -> None:
+    subject, _, video = bending
+    found = tracker(subject, video.frames)
+    right = [tuple(part[frame] for part in found.run(lambda: None)) for frame in range(3)]
+    wrong = [right[0], tuple(part[1] for part in shaken(len(found.rig.centres), 0.2)), right[2]]
+    mended = found._backwards(wrong, lambda: None)
+    assert found._excess(1, mended[1]) < 0.2 * found._excess(1, wrong[1])
+    assert found._backwards(right, lambda: None)[1] is right[1]  # nothing is wrong
+
+
 def test_softening_keeps_what_is_even_and_the_sum() -> None:
     even = np.full((1, 2, 9, 9, 4), 0.25, np.float32)
     np.testing.assert_allclose(softened(even), even, atol=1e-6)

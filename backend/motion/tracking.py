@@ -172,10 +172,28 @@ class Tracker:
                 pose = self._better(frame, pose, (other[0][frame], other[1][frame]), self.settings.levels)
             poses.append(self._better(frame, pose, poses[0]))
             step_done()
-        for frame in range(self.frames - 2, 0, -1):
-            poses[frame] = self._better(frame, poses[frame], poses[frame + 1])
-            step_done()
+        poses = self._backwards(poses, step_done)
         return self._upheld(self._jointly(*(torch.stack(part) for part in zip(*poses, strict=True)), step_done))
+
+    def _backwards(self, poses: list[Pose], step_done: Callable[[], None]) -> list[Pose]:
+        """The poses, or from some frame on those followed from the last frame, where these explain clearly more.
+
+        From one limb in another's place follows the next; what comes from the other side does not share the mistake.
+        """
+        found = np.array([self._excess(frame, pose) for frame, pose in enumerate(poses)])
+        wrong = np.flatnonzero(found > np.maximum(STILL, self.settings.explained * self.still))
+        others, there = list(poses), found.copy()
+        for frame in range(self.frames - 2, 0, -1):
+            if len(wrong) and frame >= wrong[0]:
+                far = others[min(frame + 2, self.frames - 1)]
+                ahead = between(far, others[frame + 1], 1.0 + self.settings.ahead)
+                others[frame] = self._improved(frame, self._follow(frame, ahead, self.settings.levels))
+                there[frame] = self._excess(frame, others[frame])
+            step_done()
+        first = int((found - there)[::-1].cumsum()[::-1].argmax())  # from where on the others gain most
+        if there[first:].sum() < self.settings.clearly * found[first:].sum():
+            return poses[:first] + others[first:]
+        return poses
 
     def _is_crisp(self, pose: Pose) -> bool:
         """Whether the video's frame 1, in its pose, has the surface's colours where patches of them are found.

@@ -181,14 +181,18 @@ class Tracker:
         From one limb in another's place follows the next; what comes from the other side does not share the mistake.
         """
         found = np.array([self._excess(frame, pose) for frame, pose in enumerate(poses)])
-        wrong = np.flatnonzero(found > np.maximum(STILL, self.settings.explained * self.still))
-        others, there = list(poses), found.copy()
+        wrong = found > np.maximum(STILL, self.settings.explained * self.still)
+        wrong[-1] = False  # it is what the others are followed from
+        others, there, hopeful = list(poses), found.copy(), True
         for frame in range(self.frames - 2, 0, -1):
-            if len(wrong) and frame >= wrong[0]:
+            if hopeful and wrong[: frame + 1].any():
                 far = others[min(frame + 2, self.frames - 1)]
                 ahead = between(far, others[frame + 1], 1.0 + self.settings.ahead)
                 others[frame] = self._improved(frame, self._follow(frame, ahead, self.settings.levels))
                 there[frame] = self._excess(frame, others[frame])
+                # Right where it comes to the first wrong frames, it has to be the better one.
+                passed = wrong & (np.arange(self.frames) >= frame)
+                hopeful = there[passed].sum() <= self.settings.clearly * found[passed].sum()
             step_done()
         first = int((found - there)[::-1].cumsum()[::-1].argmax())  # from where on the others gain most
         if there[first:].sum() < self.settings.clearly * found[first:].sum():

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from backend.motion.rig_fit import RigFitSettings
-from backend.motion.tracking import TrackSettings
+from backend.motion.track_settings import TrackSettings
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from backend.motion.parts import Zone, contact_zones, group_pieces
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.stretch import Hold, stretched
 from backend.motion.surface_views import FINE
-from backend.motion.tracking import Level, Tracker, TrackSettings
+from backend.motion.track_settings import Level, TrackSettings
+from backend.motion.tracking import Tracker
 
 MAX_PARTS = 16  # an object of more is no lid on a chest
 MAX_ZONES = 4  # the largest parts are tried

@@ -32,6 +32,7 @@ class Round:
     samples: int  # per pixel and axis
     soft: bool  # whether pictures are softened: one sample per pixel leaves outlines jagged
     steps: int
+    length: float = 1.0  # of all steps but the last: robust errors make each too short
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,19 @@ class PixelFit:
             goal = wanted(part.size)
             if part.soft:
                 goal = softened(goal)
-            for _ in range(part.steps):
-                turns, shifts = self._step(turns, shifts, goal, part)
+            for left in reversed(range(part.steps)):
+                turns, shifts = self._step(turns, shifts, goal, part, part.length if left else 1.0)
                 step_done()
         return turns, shifts
 
-    def _step(self, turns: torch.Tensor, shifts: torch.Tensor, goal: np.ndarray, part: Round) -> Pose:
+    def _step(self, turns: torch.Tensor, shifts: torch.Tensor, goal: np.ndarray, part: Round, length: float) -> Pose:
         options = self.settings
         system = NormalEquations(self.rig, turns, shifts)
         self._add_pixels(system, turns[1:], shifts[1:], goal, part)
         system.add_links(options.stiffness, options.stiffness, yields=options.yields)
         system.add_time(options.temporal)
         system.add_prior(options.prior)
-        return system.moved()
+        return system.moved(length)
 
     def _add_pixels(
         self, system: NormalEquations, turns: torch.Tensor, shifts: torch.Tensor, goal: np.ndarray, part: Round

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numba import get_num_threads
+from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from backend.motion.accumulate import add_links, add_observations, add_terms, frame_ranges
@@ -178,9 +179,9 @@ class NormalEquations:
         bone = torch.arange(count, device=jacobian.device) % self.bones
         self._add(frame, bone[:, None], jacobian[:, :, None], residual, torch.full_like(residual[:, 0], weight))
 
-    def moved(self) -> tuple[Tensor, Tensor]:
-        """The poses of all frames after the step: rotations [F, B, 3, 3] and translations [F, B, 3]."""
-        turn, shift = self.solve()
+    def moved(self, length: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The poses of all frames after `length` steps: rotations [F, B, 3, 3] and translations [F, B, 3]."""
+        turn, shift = (length * part for part in self.solve())
         rotations, translations = self.all_rotations.clone(), self.all_translations.clone()
         rotations[1:] = rotation_vector_to_matrix(turn) @ rotations[1:]
         translations[1:] += shift
@@ -188,12 +189,11 @@ class NormalEquations:
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """The step: turns [T, B, 3], at most a radian long, and shifts [T, B, 3]."""
-        matrix = self.matrix.clone()
-        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-        diagonal += 1e-6 + DAMPING * diagonal
-        factor = torch.linalg.cholesky(matrix)
-        step = torch.cholesky_solve(self.right[..., None], factor).to(self.translations)
-        step = step.view(self.frames, self.bones, 6)
+        step = np.empty_like(self.right.numpy())
+        for matrix, right, out in zip(self.matrix.numpy(), self.right.numpy(), step, strict=True):
+            damped = matrix + np.diag(1e-6 + DAMPING * matrix.diagonal())
+            out[:] = cho_solve(cho_factor(damped, lower=True, overwrite_a=True, check_finite=False), right)
+        step = torch.from_numpy(step).to(self.translations).view(self.frames, self.bones, 6)
         turn, shift = step.split(3, dim=-1)
         return turn / turn.norm(dim=-1, keepdim=True).clamp_min(1.0), shift
 

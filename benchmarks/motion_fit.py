@@ -10,12 +10,14 @@ ones are, `--still` shows the first frame all the time. Needs the bpy package, b
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the backend sets it, before torch is imported
 import imageio.v3 as iio
 import motion_videos as videos
 import numpy as np

@@ -13,9 +13,10 @@ FORBIDDEN = any(
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 )
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
-# Threads that wait for work sleep instead of spinning: other processes (Blender) have the cores meanwhile, and the
-# fit, which goes back and forth between few and many threads, took 12 to 28 % less on two cores.
+# Threads that wait for work sleep instead of spinning: other processes (Blender) have the cores meanwhile. numpy's and
+# scipy's matrices are small here, and the threads that OpenBLAS keeps spinning for them took half of the fit's time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main(arguments: list[str]) -> int:

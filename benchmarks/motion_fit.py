@@ -17,7 +17,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the backend sets it, before torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # both as in backend/__main__.py, before numpy is imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import imageio.v3 as iio
 import motion_videos as videos
 import numpy as np

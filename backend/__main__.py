@@ -14,7 +14,7 @@ FORBIDDEN = any(
 )
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 # Threads that wait for work sleep instead of spinning: other processes (Blender) have the cores meanwhile. numpy's and
-# scipy's matrices are small here, and the threads that OpenBLAS keeps spinning for them took half of the fit's time.
+# scipy's matrices are small here, and the threads that OpenBLAS keeps spinning for them took a third of the fit's time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -37,7 +37,7 @@ class TrackSettings:
     )
     pixels: PixelSettings = field(default_factory=PixelSettings)
     each: tuple[Round, ...] = (Round(128, 2, False, 3),)  # of each frame's pixels; the next one then starts better
-    # Of the pixels of all frames. Whole steps took half as many again to come as far.
+    # Of the pixels of all frames. Steps that are not lengthened come as far in eight as these in five.
     whole_video: tuple[Round, ...] = (Round(128, 2, False, 3), Round(256, 1, True, 5, 1.6))
     crisp: float = 0.0016  # subject units: median error of the matches in frame 1 of a video whose pixels count
     rendered: float = 0.0045  # the same of a video with alpha of its own: no model makes one, fast motion is likelier

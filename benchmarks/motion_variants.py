@@ -56,7 +56,7 @@ def main() -> int:
 def make_variant(path: Path, out: Path, name: str, seed: int) -> float:
     """Writes the animated file and its truth -> the share of the diagonal by which a vertex moves."""
     rng = np.random.default_rng([seed, *name.encode()])
-    _open(path)
+    open_file(path)
     rigs = [obj for obj in bpy.context.view_layer.objects if obj.type == "ARMATURE"]
     rest = _settle(rigs)
     turn = Matrix.Rotation(rng.uniform(0, 2 * math.pi), 4, "Z")
@@ -67,16 +67,16 @@ def make_variant(path: Path, out: Path, name: str, seed: int) -> float:
     for _ in range(3):  # nearly linear in the size
         for rig, poses, swing in zip(rigs, rest, swings, strict=True):
             _animate(rig, poses, swing, size)
-        size *= wanted / max(_share(_truth()[0]), 1e-6)
+        size *= wanted / max(share_moved(truth()[0]), 1e-6)
     with quiet():
         bpy.ops.export_scene.gltf(filepath=str(out / f"{name}.glb"), export_animation_mode="ACTIVE_ACTIONS")
-    _open(out / f"{name}.glb")
-    vertices, faces, at = _truth()
+    open_file(out / f"{name}.glb")
+    vertices, faces, at = truth()
     write_npz(out / "gt" / f"{name}.npz", vertices=vertices, faces=faces, frames=at)
-    return _share(vertices)
+    return share_moved(vertices)
 
 
-def _open(path: Path) -> None:
+def open_file(path: Path) -> None:
     bpy.ops.wm.read_factory_settings(use_empty=True)
     bpy.context.scene.render.fps = 24
     with quiet():
@@ -122,7 +122,7 @@ def _animate(
             bone.keyframe_insert("rotation_quaternion", frame=frame * STEP)
 
 
-def _truth() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def truth() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices [F, V, 3] in world space, faces [T, 3] and frames of the scene [F]."""
     objects = shown_objects()
     at, vertices, faces = np.arange(FRAMES, dtype=np.float32) * STEP, [], None
@@ -134,7 +134,7 @@ def _truth() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack(vertices), faces.astype(np.int32), at
 
 
-def _share(vertices: np.ndarray) -> float:
+def share_moved(vertices: np.ndarray) -> float:
     away = np.linalg.norm(vertices[1:] - vertices[:1], axis=-1).mean()
     return float(away / np.linalg.norm(np.ptp(vertices[0], axis=0)))
 

@@ -17,6 +17,7 @@ from backend.motion.graph import SurfaceGraph, nearest_owner
 from backend.motion.rotations import matrix_to_quaternion, nearest_rotation
 
 MAX_BONES = 128  # for objects of many parts; the solver's time grows with the square
+MAX_PIECES = MAX_BONES * 3 // 4  # a heap of more moves as one part
 MIN_SPREAD = 0.03  # bones nearer than this to each other say nothing that 64 pixels could show
 WEIGHT_WIDTH = 0.5  # of the spread: width of the Gaussian weights
 LINKS = 5  # neighbours of each bone along the surface
@@ -116,12 +117,20 @@ def apply_affine(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return (affine[..., :3] @ points[None, :, :, None])[..., 0] + affine[..., 3]
 
 
-def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.device, hold: Joints = Joints()) -> Rig:
+def build_rig(
+    graph: SurfaceGraph,
+    bones: int,
+    large_part: float,
+    device: torch.device,
+    hold: Joints = Joints(),
+    follows: np.ndarray | None = None,
+) -> Rig:
     """Seeds `bones` bones (fewer on tiny graphs, more on many parts) and hangs every node of the graph on them.
 
-    Parts with a bounding box diagonal above `large_part` (subject units) get bones of their own.
+    Parts with a bounding box diagonal above `large_part` (subject units) get bones of their own, but not those whose
+    nodes move with another's: `follows` [M], as of `hidden.followed_nodes`.
     """
-    part, stand_in = _large_parts(graph, large_part)
+    part, stand_in = _large_parts(graph, large_part, np.arange(len(graph.nodes)) if follows is None else follows)
     bones = max(bones, min(2 * (int(part.max()) + 1), MAX_BONES))
     seeds, distance = _seed(graph, part, bones)
     distance = distance[stand_in]
@@ -144,8 +153,8 @@ def build_rig(graph: SurfaceGraph, bones: int, large_part: float, device: torch.
     )
 
 
-def _large_parts(graph: SurfaceGraph, large_part: float) -> tuple[np.ndarray, np.ndarray]:
-    """Part index of each node [M] (-1: too small for own bones) and the node [M] that each node moves with.
+def _large_parts(graph: SurfaceGraph, large_part: float, follows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Part index of each node [M] (-1: no bones of its own) and the node [M] that each node moves with.
 
     Where there are more large parts than bones can serve (a heap of shards), or none, all nodes form one part.
     """
@@ -153,16 +162,18 @@ def _large_parts(graph: SurfaceGraph, large_part: float) -> tuple[np.ndarray, np
     low, high = np.full((count, 3), np.inf), np.full((count, 3), -np.inf)
     np.minimum.at(low, graph.component, graph.nodes)
     np.maximum.at(high, graph.component, graph.nodes)
-    large = np.flatnonzero(np.linalg.norm(high - low, axis=1) > large_part)
     itself = np.arange(len(graph.nodes))
-    if not 1 <= len(large) <= MAX_BONES * 3 // 4:
+    free = np.zeros(count, bool)
+    free[graph.component[follows == itself]] = True
+    large = np.flatnonzero(free & (np.linalg.norm(high - low, axis=1) > large_part))
+    if not 1 <= len(large) <= MAX_PIECES:
         return np.zeros(len(graph.nodes), np.int64), itself
     index = np.full(count, -1)
     index[large] = np.arange(len(large))
     part = index[graph.component]
     body = np.flatnonzero(part >= 0)
     nearest = body[cKDTree(graph.nodes[body]).query(graph.nodes)[1]]
-    return part, np.where(part >= 0, itself, nearest)
+    return part, np.where(part >= 0, itself, nearest)[follows]
 
 
 def _seed(graph: SurfaceGraph, part: np.ndarray, bones: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from backend.motion.fields import frame_times
 from backend.motion.graph import SurfaceGraph, build_graph, nearest_owner, sample_surface
 from backend.motion.growth import GrowingField
 from backend.motion.hexplane import HexPlane
+from backend.motion.hidden import followed_nodes
 from backend.motion.observations import observe
 from backend.motion.render_fit import fit_by_rendering
 from backend.motion.rig_fit import fit_rig
@@ -99,9 +100,10 @@ def fit_by_correspondence(
     options = settings.rig
     steps = 2 + options.steps * len(options.stiffness)
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
-    rig = build_rig(graph, options.bones, options.large_part, device)
+    samples, node = _rest_samples(subject, graph, options.samples)
+    follows = followed_nodes(subject, graph, samples, node)
+    rig = build_rig(graph, options.bones, options.large_part, device, follows=follows)
     callback(1, steps)
-    samples, _ = _rest_samples(subject, graph, options.samples)
     found = find_correspondences(
         straight_colours(frames, matte),
         matte,
@@ -132,8 +134,9 @@ def fit_by_tracking(
     at_last = max(len(options.joint), sum(part.steps for part in options.whole_video))
     steps = 2 * frames.shape[1] - 2 + at_last
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
-    rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints)
     samples = _rest_samples(subject, graph, options.samples)
+    follows = followed_nodes(subject, graph, *samples)
+    rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints, follows)
     given = (subject, graph, rig, samples, frames, matte, options)
     done = 1
     callback(done, steps)

@@ -32,7 +32,7 @@ class Painter:
         """points [P, 3] at rest, faces [T, 3], c2w [K, 4, 4], pictures [K, S, S, 4]: frame 0 on grey, and alpha."""
         self.points, self.faces = points, np.ascontiguousarray(faces, np.int32)
         self.w2c, self.eyes = np.linalg.inv(c2w), np.ascontiguousarray(c2w[:, :3, 3])
-        self.tangent = math.tan(math.radians(fovy) / 2)
+        self.fovy = fovy
         corner = points[self.faces]
         normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
         self.normals = normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
@@ -43,7 +43,7 @@ class Painter:
 
     def focal(self, size: int) -> float:
         """In pixels."""
-        return 0.5 * size / self.tangent
+        return focal_length(self.fovy, size)
 
     def _point_colours(self) -> np.ndarray:
         """Colours [P, 3] where no view looks: of the point, or of the nearest point that a view sees."""
@@ -76,6 +76,11 @@ class Painter:
             self.focal(self.textures.shape[1]), self.textures, self.depths, samples,
         )  # fmt: skip
         return image, depths, face_of, place
+
+
+def focal_length(fovy: float, size: int) -> float:
+    """In pixels, of a picture `size` high; fovy in degrees."""
+    return 0.5 * size / math.tan(math.radians(fovy) / 2)
 
 
 def surface_colours(pictures: np.ndarray, covered: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def fit_by_correspondence(
     graph = build_graph(subject.vertices, subject.faces, subject.weld)
     samples, node = _rest_samples(subject, graph, options.samples)
     follows = followed_nodes(subject, graph, samples, node)
-    rig = build_rig(graph, options.bones, options.large_part, device, follows=follows)
+    rig = build_rig(graph, options.bones, options.large_part, device, options.joints, follows)
     callback(1, steps)
     found = find_correspondences(
         straight_colours(frames, matte),

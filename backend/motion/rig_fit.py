@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from backend.motion.accumulate import add_links, add_observations, add_terms, frame_ranges
-from backend.motion.bones import Rig
+from backend.motion.bones import Joints, Rig
 from backend.motion.observations import Observations, pixel_errors
 from backend.motion.rotations import rotation_vector_to_matrix
 from backend.motion.view_drift import estimate_drift, no_drift, take_off_drift
@@ -31,6 +31,8 @@ class RigFitSettings:
 
     bones: int = 64
     large_part: float = 0.04  # bounding box diagonal (subject units) from which a part has its own bones
+    # A wheel is seen from one side only: with one weak contact it flies off along the line of sight.
+    joints: Joints = field(default_factory=lambda: Joints(contacts=4, contact=2.0))
     samples: int = 40000
     code_threshold: float = 0.12  # loose: strict acceptance throws the limbs of blurred videos away
     stiffness: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the links, coarse to fine

@@ -60,7 +60,7 @@ class TrackSettings:
     # a chest goes to pieces. Stronger hinges (25) double a fox's error, whose true skin stretches.
     joints: Joints = field(default_factory=lambda: Joints(hinge=8.0, contacts=4, contact=5.0))
     samples: int = 8000  # surface points
-    queries: int = 1500  # of them at most in each view
+    queries: int = 750  # of them at most in each view; 1500 take a fifth longer and are as far off
     radius: int = 3  # of patches, pixels; 5 leads limbs astray where they are found, and gains nothing at the end
     keep: float = 2e-5  # squared colour difference per squared pixel that a patch moves: near matches first
     tolerance: float = 0.01  # mean squared colour difference at which a match counts half

@@ -137,6 +137,7 @@ def fit_by_tracking(
     samples = _rest_samples(subject, graph, options.samples)
     follows = followed_nodes(subject, graph, *samples)
     rig = build_rig(graph, options.bones, options.large_part, torch.device("cpu"), options.joints, follows)
+    samples = tuple(field[follows[samples[1]] == samples[1]] for field in samples)  # nobody knows the others' colours
     given = (subject, graph, rig, samples, frames, matte, options)
     done = 1
     callback(done, steps)

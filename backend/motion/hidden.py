@@ -18,6 +18,7 @@ from backend.motion.surface_views import EPSILON, draw_views, drawn_mesh, focal_
 
 SIZE = 512  # pixels in which it is looked for
 MAX_ASKED = 64  # points of a part
+LEADS = 0.25  # of the largest piece's surface: what lies on it, planks and fittings, leads nothing
 ABOVE = 10.0  # subject units, more than anything is apart: what lies above is asked last
 SEEN = 0.02  # share of a piece's surface from which it counts as seen: less comes through cracks
 
@@ -25,8 +26,8 @@ SEEN = 0.02  # share of a piece's surface from which it counts as seen: less com
 def followed_nodes(subject: protocol.Subject, graph: SurfaceGraph, samples: np.ndarray, node: np.ndarray) -> np.ndarray:
     """The node [M] that each node of the graph moves with: itself, but for those of hidden pieces.
 
-    samples [N, 3] all over the rest surface, node [N] of each. A hidden piece follows what is nearest to it of the part
-    that it belongs to (`parts.group_pieces`); where that is all hidden, of the part that it rests on.
+    samples [N, 3] all over the rest surface, node [N] of each. A hidden piece follows the nearest of the larger pieces
+    of the part that it belongs to (`parts.group_pieces`); where that is all hidden, of the part that it rests on.
     """
     itself = np.arange(len(graph.nodes))
     count = int(graph.component.max()) + 1
@@ -43,7 +44,10 @@ def followed_nodes(subject: protocol.Subject, graph: SurfaceGraph, samples: np.n
     for k in np.unique(part[hidden]):
         mine = np.flatnonzero((hidden & (part == k))[graph.component])
         host = k if (shown & (part == k)).any() else _rests_on(samples, part[piece], shown[piece], k)
-        others = np.flatnonzero((shown & (part == host))[graph.component])
+        leading = shown & (part == host)
+        if count <= MAX_PIECES:  # or they are too many to tell what belongs to what
+            leading &= total > LEADS * total[leading].max()
+        others = np.flatnonzero(leading[graph.component])
         follows[mine] = others[cKDTree(graph.nodes[others]).query(graph.nodes[mine])[1]]
     return follows
 

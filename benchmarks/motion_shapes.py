@@ -18,14 +18,13 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 from motion_capture import shown_objects
-from motion_variants import FRAMES, STEP, open_file, share_moved, truth
+from motion_variants import FRAMES, STEP, open_file, save_known
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from animate3d_addon import meshes  # noqa: E402
-from animate3d_addon.quiet import quiet  # noqa: E402
-from backend.protocol import subject_to_world, transform_points, write_json, write_npz  # noqa: E402
+from backend.protocol import subject_to_world, transform_points, write_json  # noqa: E402
 from backend.training.motions import MOTIONS, animate  # noqa: E402
 
 STRENGTH = (0.5, 1.0)
@@ -70,12 +69,7 @@ def make_shapes(path: Path, out: Path, name: str, motion: str, rng: np.random.Ge
     moved = _moved(np.concatenate(places), motion, float(rng.uniform(*STRENGTH)))
     for obj, part in zip(objects, np.split(moved, np.cumsum([len(p) for p in places])[:-1], axis=1), strict=True):
         _key(obj, transform_points(np.linalg.inv(np.array(obj.matrix_world)), part))
-    with quiet():
-        bpy.ops.export_scene.gltf(filepath=str(out / f"{name}.glb"), export_animation_mode="ACTIVE_ACTIONS")
-    open_file(out / f"{name}.glb")
-    vertices, faces, at = truth()
-    write_npz(out / "gt" / f"{name}.npz", vertices=vertices, faces=faces, frames=at)
-    return share_moved(vertices)
+    return save_known(out, name)
 
 
 def _moved(world: np.ndarray, motion: str, strength: float) -> np.ndarray:

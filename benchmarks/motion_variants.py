@@ -68,6 +68,11 @@ def make_variant(path: Path, out: Path, name: str, seed: int) -> float:
         for rig, poses, swing in zip(rigs, rest, swings, strict=True):
             _animate(rig, poses, swing, size)
         size *= wanted / max(share_moved(truth()[0]), 1e-6)
+    return save_known(out, name)
+
+
+def save_known(out: Path, name: str) -> float:
+    """Writes what is open as an animated file, and the truth as that file has it -> as of `share_moved`."""
     with quiet():
         bpy.ops.export_scene.gltf(filepath=str(out / f"{name}.glb"), export_animation_mode="ACTIVE_ACTIONS")
     open_file(out / f"{name}.glb")
